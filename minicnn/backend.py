@@ -1,0 +1,215 @@
+"""Where arrays live and which version of an op runs.
+
+An op comes in several versions (``reference`` loops, ``numpy``, ``numba``, ``cupy``), listed in
+a dict in the op's own file. By default the arrays decide: a CuPy array runs ``cupy``, a NumPy
+array runs ``numpy``. Training and bulk prediction prefer ``numba`` (see `prefer`), and `use`
+overrides both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray: dtype and device follow the input
+
+VERSIONS = ("reference", "numpy", "numba", "cupy")
+FLOATS = ("float32", "float64")
+
+
+class Version(NamedTuple):
+    """One way to compute an op: a forward and a backward that map arrays to arrays."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+_chosen: str | None = None  # set by use(); None: the arrays decide
+_preferred = "numpy"  # what NumPy arrays run while nothing is chosen
+
+
+class use:
+    """Choose the version that every op runs, for good or within a ``with`` block.
+
+    An op that lacks the chosen version runs its ``numpy`` one; all versions give the same result.
+
+    Parameters
+    ----------
+    version : {"reference", "numpy", "numba", "cupy"} or None
+        None gives the choice back to the arrays.
+
+    Raises
+    ------
+    ValueError
+        If there is no such version.
+
+    Examples
+    --------
+    >>> import minicnn
+    >>> with minicnn.use("reference"):
+    ...     pass  # every op in here runs its nested loops
+    """
+
+    def __init__(self, version: str | None) -> None:
+        global _chosen
+        if version is not None and version not in VERSIONS:
+            raise ValueError(f"use: version: expected one of {VERSIONS} or None, got {version!r}")
+        self._previous = _chosen
+        _chosen = version
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        global _chosen
+        _chosen = self._previous
+
+
+@contextmanager
+def prefer(version: str) -> Iterator[None]:
+    """Let NumPy arrays run `version` inside the block unless `use` has chosen another."""
+    global _preferred
+    previous, _preferred = _preferred, version
+    try:
+        yield
+    finally:
+        _preferred = previous
+
+
+def pick(op: str, versions: Mapping[str, Version], x: Array) -> Version:
+    """Return the version of `op` that runs on the array `x`.
+
+    Raises
+    ------
+    TypeError
+        If the chosen version cannot run on the device that holds `x`.
+    """
+    on_gpu = is_cupy(x)
+    name = _chosen or ("cupy" if on_gpu else _preferred)
+    if on_gpu and name in ("reference", "numba"):
+        raise TypeError(f"{op}: x: expected a NumPy array for version {name!r}, got a CuPy array")
+    if not on_gpu and name == "cupy":
+        raise TypeError(
+            f"{op}: x: expected a CuPy array for version 'cupy', got a NumPy array (see to_gpu)"
+        )
+    return versions.get(name) or versions["numpy"]
+
+
+def is_cupy(a: object) -> bool:
+    """Tell whether `a` is a CuPy array, without importing CuPy."""
+    return type(a).__module__.partition(".")[0] == "cupy"
+
+
+def array_module(a: object) -> ModuleType:
+    """Return the module (numpy or cupy) that `a` belongs to."""
+    if is_cupy(a):
+        import cupy
+
+        return cupy
+    return np
+
+
+def as_arrays(op: str, **arrays: Array) -> list[Array]:
+    """Check the float arrays of a call and return them in native byte order and C order.
+
+    The first array sets the dtype and the device, and the rest have to agree. C order makes the
+    result independent of the memory layout to the last bit. None passes through.
+
+    Raises
+    ------
+    TypeError
+        If one is no array, is neither float32 nor float64, or differs from the first in dtype
+        or device. The message names it.
+    """
+    leader = ""
+    out: list[Array] = []
+    for name, a in arrays.items():
+        if a is not None:
+            a = _as_float(op, name, a)
+            if not leader:
+                leader, first = name, a
+            elif is_cupy(a) != is_cupy(first):
+                raise TypeError(
+                    f"{op}: {name}: expected {_device(first)} like {leader}, got {_device(a)} "
+                    "(move one with to_gpu or to_cpu)"
+                )
+            elif a.dtype != first.dtype:
+                raise TypeError(
+                    f"{op}: {name}: expected {first.dtype} like {leader}, got {a.dtype} "
+                    f"(fix: {name}.astype({leader}.dtype))"
+                )
+        out.append(a)
+    return out
+
+
+def _as_float(op: str, name: str, a: Array) -> Array:
+    if not (isinstance(a, np.ndarray | np.generic) or is_cupy(a)):
+        raise TypeError(
+            f"{op}: {name}: expected a NumPy or CuPy array, got {type(a).__name__} "
+            f"(fix: numpy.asarray({name}, dtype='float32'))"
+        )
+    if a.dtype.newbyteorder("=").name not in FLOATS:
+        raise TypeError(
+            f"{op}: {name}: expected float32 or float64, got {a.dtype} "
+            f"(fix: {name}.astype('float32'))"
+        )
+    # asarray, not ascontiguousarray: the latter turns 0-d arrays into 1-d ones.
+    return array_module(a).asarray(a, dtype=a.dtype.newbyteorder("="), order="C")
+
+
+def _device(a: Array) -> str:
+    return "a CuPy array" if is_cupy(a) else "a NumPy array"
+
+
+def to_gpu(obj: Any) -> Any:
+    """Move an array, or a layer with all it holds, to the GPU.
+
+    Parameters
+    ----------
+    obj : numpy.ndarray, cupy.ndarray or Layer
+        A layer is moved in place; arrays are copied, and one already there comes back as it is.
+
+    Returns
+    -------
+    cupy.ndarray or Layer
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy or a CUDA device is missing. The message says what to install.
+    """
+    return _move(obj, cupy_or_error().asarray)
+
+
+def to_cpu(obj: Any) -> Any:
+    """Move an array, or a layer with all it holds, to NumPy; the inverse of `to_gpu`."""
+    return _move(obj, lambda a: a.get() if is_cupy(a) else np.asarray(a))
+
+
+def _move(obj: Any, convert: Callable[[Array], Array]) -> Any:
+    if hasattr(obj, "map_arrays"):
+        obj.map_arrays(convert)
+        return obj
+    return convert(obj)
+
+
+def cupy_or_error() -> ModuleType:
+    """Return the cupy module once a device answers; else say what is missing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(
+            "to_gpu: CuPy is not installed (fix: pip install '.[cuda13]', or '.[cuda12]' for a "
+            "CUDA 12 driver)"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise RuntimeError(f"to_gpu: CuPy finds no CUDA device ({error})") from error
+    if not count:
+        raise RuntimeError("to_gpu: CuPy finds no CUDA device (check nvidia-smi and the driver)")
+    return cupy
