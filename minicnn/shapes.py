@@ -88,6 +88,13 @@ class Window(NamedTuple):
             _places(W, WP, EW, self.stride[1], self.padding[1][0], ceil_mode),
         )
 
+    def formula(self, H: int, W: int, ceil_mode: bool = False) -> str:
+        """Return the arithmetic of `output_size` for the rows, with the numbers filled in."""
+        (top, bottom), EH, SH = self.padding[0], self.extent[0], self.stride[0]
+        half = "ceil" if ceil_mode else "floor"
+        OH, _ = self.output_size("formula", H, W, ceil_mode)
+        return f"{half}(({H}+{top}+{bottom}-{EH})/{SH})+1 = {OH}"
+
 
 def _places(size: int, padded: int, extent: int, stride: int, before: int, ceil: bool) -> int:
     steps = -(-(padded - extent) // stride) if ceil else (padded - extent) // stride
@@ -124,6 +131,16 @@ def check_ndim(op: str, name: str, a: Any, expected: str) -> None:
     if a.ndim != ndim:
         raise ValueError(
             f"{op}: {name}: expected {ndim} axes {expected}, got shape {tuple(a.shape)}"
+        )
+
+
+def check_rank(op: str, shape: Sequence[int], expected: str, channels: int | None = None) -> None:
+    """Raise ValueError unless `shape` has the axes `expected` and as many `channels`."""
+    ndim = expected.count(",") + 1
+    if len(shape) != ndim or (channels is not None and shape[1] != channels):
+        with_channels = "" if channels is None else f" with C = {channels}"
+        raise ValueError(
+            f"{op}: input_shape: expected {expected}{with_channels}, got {tuple(shape)}"
         )
 
 

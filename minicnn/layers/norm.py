@@ -1,0 +1,189 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minicnn import ops
+from minicnn.backend import Array
+from minicnn.layers.base import Layer, Param, Shape
+from minicnn.shapes import integer
+
+
+class _Norm(Layer):
+    """What the normalisations share: an optional scale and shift of one shape."""
+
+    weight = Param()
+    bias = Param()
+
+    def __init__(self, shape: Shape, affine: bool, bias: bool, dtype: Any) -> None:
+        super().__init__()
+        if affine:
+            self.add_param("weight", np.ones(shape, dtype))
+        if affine and bias:
+            self.add_param("bias", np.zeros(shape, dtype))
+
+    def _add_grads(self, dx: Array, dw: Array | None, db: Array | None) -> Array:
+        for name, g in (("weight", dw), ("bias", db)):
+            if name in self.params:
+                self.grads[name] += g
+        return dx
+
+
+class BatchNorm2d(_Norm):
+    """Normalise each channel over the batch; see `ops.batch_norm_forward`.
+
+    Parameters
+    ----------
+    num_features : int
+        C.
+    eps : float
+    momentum : float or None
+        Share of the new batch in the running statistics; None keeps their plain mean.
+    affine : bool
+        Whether to learn a scale and a shift.
+    track_running_stats : bool
+        Whether to keep running statistics, which evaluation uses in place of the batch's.
+    dtype : float32 or float64
+
+    Attributes
+    ----------
+    weight, bias : array, shape (C,), or None
+    buffers : dict
+        ``running_mean`` and ``running_var`` of shape (C,), and ``num_batches_tracked``.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.num_features = integer("BatchNorm2d", "num_features", num_features, 1)
+        super().__init__((num_features,), affine, True, dtype)
+        self.eps, self.momentum = eps, momentum
+        if track_running_stats:
+            self.buffers["running_mean"] = np.zeros(num_features, dtype)
+            self.buffers["running_var"] = np.ones(num_features, dtype)
+            self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+
+    def _normalise(self, x: Array, training: bool) -> tuple[Array, Any]:
+        if x.ndim != 4:
+            raise ValueError(
+                f"BatchNorm2d: x: expected 4 axes (N, C, H, W), got shape {tuple(x.shape)}"
+            )
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / (int(self.buffers.get("num_batches_tracked", 0)) + 1)
+        mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
+        return ops.batch_norm_forward(
+            x, self.weight, self.bias, mean, var, training or mean is None, momentum, self.eps
+        )
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        y, cache = self._normalise(x, self.training)
+        if self.training and self.buffers:
+            self.buffers["running_mean"][...] = cache.running_mean
+            self.buffers["running_var"][...] = cache.running_var
+            self.buffers["num_batches_tracked"] += 1
+        return y, cache
+
+    def __call__(self, x: Array) -> Array:
+        return self._normalise(x, training=False)[0]
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self._add_grads(*ops.batch_norm_backward(dy, cache))
+
+    def output_shape(self, x_shape: Shape) -> Shape:
+        if len(x_shape) != 4 or x_shape[1] != self.num_features:
+            raise ValueError(
+                f"BatchNorm2d: input_shape: expected (N, {self.num_features}, H, W), got {x_shape}"
+            )
+        return x_shape
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+
+class LayerNorm(_Norm):
+    """Normalise each example over its last axes; see `ops.layer_norm_forward`.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Sizes of the axes to normalise over, which are the last ones.
+    eps : float
+    elementwise_affine, bias : bool
+        Whether to learn a scale, and with it a shift, for each element.
+    dtype : float32 or float64
+    """
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        dtype: Any = np.float32,
+    ) -> None:
+        shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        self.normalized_shape = tuple(integer("LayerNorm", "normalized_shape", n, 1) for n in shape)
+        super().__init__(self.normalized_shape, elementwise_affine, bias, dtype)
+        self.eps = eps
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        return ops.layer_norm_forward(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self._add_grads(*ops.layer_norm_backward(dy, cache))
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}"
+
+
+class GroupNorm(_Norm):
+    """Normalise each example over groups of channels; see `ops.group_norm_forward`.
+
+    Parameters
+    ----------
+    num_groups : int
+        Divides `num_channels`.
+    num_channels : int
+        C.
+    eps : float
+    affine : bool
+        Whether to learn a scale and a shift for each channel.
+    dtype : float32 or float64
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.num_groups = integer("GroupNorm", "num_groups", num_groups, 1)
+        self.num_channels = integer("GroupNorm", "num_channels", num_channels, 1)
+        if num_channels % num_groups:
+            raise ValueError(
+                f"GroupNorm: num_groups: expected a divisor of num_channels={num_channels}, "
+                f"got {num_groups}"
+            )
+        super().__init__((num_channels,), affine, True, dtype)
+        self.eps = eps
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        return ops.group_norm_forward(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        return self._add_grads(*ops.group_norm_backward(dy, cache))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"

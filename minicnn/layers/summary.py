@@ -1,0 +1,131 @@
+"""The table that `Layer.summary` returns."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from minicnn.shapes import Pair, Window
+
+
+class Field(NamedTuple):
+    """Receptive field: the input pixels that one output depends on."""
+
+    size: Pair | None = (1, 1)  # rows and columns; None: the whole input
+    jump: Pair = (1, 1)  # input pixels between neighbouring outputs
+
+    def through(self, win: Window | None) -> Field:
+        """Return the field of the outputs of a window that slides over these outputs."""
+        if win is None or self.size is None:
+            return self
+        (h, w), (jh, jw) = self.size, self.jump
+        (EH, EW), (SH, SW) = win.extent, win.stride
+        return Field((h + (EH - 1) * jh, w + (EW - 1) * jw), (jh * SH, jw * SW))
+
+    def __str__(self) -> str:
+        return "all" if self.size is None else f"{self.size[0]}x{self.size[1]}"
+
+
+WHOLE = Field(None)
+
+
+class Row(NamedTuple):
+    """One layer in a `Summary`; sizes are numbers of elements for the whole batch."""
+
+    name: str
+    layer: str
+    output_shape: tuple[int, ...]
+    formula: str
+    params: int
+    macs: int
+    activation: int
+    im2col: int
+    field: Field
+
+
+class Summary(NamedTuple):
+    """A network layer by layer; ``print`` it, or let a notebook show it as a table."""
+
+    layers: Sequence[Row]
+    input_shape: tuple[int, ...]
+    itemsize: int
+
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return sum(row.params for row in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one forward pass."""
+        return sum(row.macs for row in self.layers)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of all outputs, which training keeps for the backward pass."""
+        return self.itemsize * sum(row.activation for row in self.layers)
+
+    @property
+    def im2col_bytes(self) -> int:
+        """Bytes of the largest column matrix; the NumPy version works through it in blocks."""
+        return self.itemsize * max((row.im2col for row in self.layers), default=0)
+
+    def _table(self) -> list[list[str]]:
+        head = ["", "layer", "output", "rows", "params", "MACs", "output", "im2col", "sees"]
+        body = [
+            [
+                row.name,
+                row.layer,
+                "x".join(map(str, row.output_shape)),
+                row.formula,
+                f"{row.params:,}",
+                _count(row.macs),
+                _bytes(row.activation * self.itemsize),
+                _bytes(row.im2col * self.itemsize) if row.im2col else "",
+                str(row.field),
+            ]
+            for row in self.layers
+        ]
+        return [head, *body]
+
+    def _totals(self) -> str:
+        return (
+            f"input {'x'.join(map(str, self.input_shape))}; {self.params:,} parameters; "
+            f"{_count(self.macs)} multiply-adds forward; outputs {_bytes(self.activation_bytes)}; "
+            f"largest im2col matrix {_bytes(self.im2col_bytes)}"
+        )
+
+    def __str__(self) -> str:
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table)]
+        left = (0, 1, 2, 3)
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i in left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths))
+            ).rstrip()
+            for row in table
+        ]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([lines[0], rule, *lines[1:], rule, self._totals()])
+
+    def _repr_html_(self) -> str:
+        head, *body = self._table()
+        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in body
+        )
+        return f"<table><tr>{cells}</tr>{lines}</table><p>{html.escape(self._totals())}</p>"
+
+
+def _count(n: int) -> str:
+    return next((f"{n / s:.3g} {unit}" for s, unit in ((1e9, "G"), (1e6, "M")) if n >= s), f"{n:,}")
+
+
+def _bytes(n: int) -> str:
+    for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if n >= scale:
+            return f"{n / scale:.3g} {unit}"
+    return f"{n} B"

@@ -1,0 +1,392 @@
+"""Training: one step, many epochs, evaluation and prediction."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn import ops
+from minicnn.backend import Array, array_module, prefer
+from minicnn.data import Batches, Dataset
+from minicnn.layers import Layer, Sequential
+from minicnn.optim import Optimizer, clip_grad_norm, number
+from minicnn.schedules import Schedule
+from minicnn.shapes import integer
+
+Data = Dataset | tuple[Array, Array]
+Loss = tuple[Callable[..., Any], Callable[..., Any]]
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": (ops.cross_entropy_forward, ops.cross_entropy_backward),
+    "nll_loss": (ops.nll_loss_forward, ops.nll_loss_backward),
+    "mse_loss": (ops.mse_loss_forward, ops.mse_loss_backward),
+    "l1_loss": (ops.l1_loss_forward, ops.l1_loss_backward),
+    "bce_with_logits": (ops.bce_with_logits_forward, ops.bce_with_logits_backward),
+}
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or a gradient became NaN or infinite; the message names the step and the layer."""
+
+
+class Metrics(NamedTuple):
+    """Mean loss, and the share of right answers (NaN where the targets are not classes)."""
+
+    loss: float
+    accuracy: float
+
+
+class Callback:
+    """What `Trainer.fit` calls; override what you need. Set ``trainer.stop = True`` to end."""
+
+    def on_step(self, trainer: Trainer, loss: float) -> None:
+        """Called after each update."""
+
+    def on_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        """Called after each epoch with its line of the history."""
+
+
+@dataclass
+class Position:
+    """Where training stands: epochs done, and the sums over the batches of the one begun."""
+
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+    loss: float = 0.0  # sum over the samples
+    correct: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, correct: int, samples: int) -> None:
+        """Count one more batch."""
+        self.batch += 1
+        self.samples += samples
+        self.loss += loss * samples
+        self.correct += correct
+
+    def metrics(self, classes: bool) -> Metrics:
+        """Means over the samples so far."""
+        n = self.samples or math.nan
+        return Metrics(self.loss / n, self.correct / n if classes else math.nan)
+
+
+class Trainer:
+    """Trains a model with an optimiser.
+
+    Parameters
+    ----------
+    model : Layer
+    optimizer : Optimizer
+        Built on the same model.
+    loss : str or (forward, backward)
+        "cross_entropy", "nll_loss", "mse_loss", "l1_loss" or "bce_with_logits"; or a pair
+        ``forward(outputs, targets) -> (loss, cache)``, ``backward(dloss, cache) -> doutputs``.
+    schedule : callable, optional
+        Learning rate by number of updates made, see `minicnn.schedules`; else the optimiser's.
+    clip_norm : float, optional
+        Largest norm of all gradients together.
+
+    Attributes
+    ----------
+    history : list of dict
+        A record an epoch: epoch, step, lr, train_loss, train_accuracy, test_loss,
+        test_accuracy, seconds.
+    position : Position
+        Where training stands; with the optimiser's state all that `fit` needs to go on.
+    stop : bool
+        Set by a callback to end `fit` after the batch at hand.
+
+    Examples
+    --------
+    >>> from minicnn import Trainer, models, optim
+    >>> from minicnn.data import load
+    >>> model = models.mnist_cnn(rng=0)
+    >>> trainer = Trainer(model, optim.Adam(model, lr=1e-3))
+    >>> x, y, _ = load("digits", "train")
+    >>> losses = [trainer.step(x[:32], y[:32]) for _ in range(5)]
+    >>> losses[-1] < losses[0]
+    True
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        optimizer: Optimizer,
+        loss: str | Loss = "cross_entropy",
+        schedule: Schedule | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        if isinstance(loss, str):
+            if loss not in LOSSES:
+                raise ValueError(
+                    f"Trainer: loss: expected one of {', '.join(LOSSES)} or a pair of functions, "
+                    f"got {loss!r}"
+                )
+            loss = LOSSES[loss]
+        if optimizer.model is not model:
+            raise ValueError("Trainer: optimizer: expected one built on this model, got another's")
+        if clip_norm is not None:
+            number("Trainer", "clip_norm", clip_norm, gt=0)
+        self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.schedule, self.clip_norm = schedule, clip_norm
+        self.history: list[dict[str, float]] = []
+        self.position = Position()
+        self.stop = False
+
+    def step(self, x: Array, y: Array) -> float:
+        """Make one update: zero gradients, forward, loss, backward, optimiser.
+
+        Parameters
+        ----------
+        x : array, shape (N, ...)
+        y : array
+            Targets of the loss.
+
+        Returns
+        -------
+        float
+            Loss on this batch before the update.
+
+        Raises
+        ------
+        NonFiniteError
+            If the loss or a gradient is NaN or infinite; the parameters stay as they were.
+        """
+        return self._step(x, y)[0]
+
+    def _step(self, x: Array, y: Array) -> tuple[float, Array]:
+        loss_forward, loss_backward = self.loss
+        if self.schedule is not None:
+            self.optimizer.lr = self.schedule(self.optimizer.step_count)
+        self.model.train()
+        self.model.zero_grad()
+        with prefer("numba"):
+            outputs, caches = self.model.forward(x)
+            value, cache = loss_forward(outputs, y)
+            loss = float(value)
+            if not math.isfinite(loss):
+                self._refuse(f"the loss is {loss}", x)
+            self.model.backward(loss_backward(array_module(value).ones_like(value), cache), caches)
+            for name, _, g in self.model.named_params():
+                if not array_module(g).isfinite(g).all():
+                    self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
+            if self.clip_norm is not None:
+                clip_grad_norm(self.model, self.clip_norm)
+            self.optimizer.step()
+        return loss, outputs
+
+    def _refuse(self, what: str, x: Array) -> None:
+        raise NonFiniteError(
+            f"Trainer.step: step {self.optimizer.step_count}: {what}; first in "
+            f"{_first_non_finite(self.model, x)}. The parameters were not updated. "
+            "(A lower learning rate or clip_norm often helps; check the input for NaN.)"
+        )
+
+    def fit(
+        self,
+        train: Data | Batches,
+        test: Data | None = None,
+        *,
+        epochs: int = 1,
+        batch_size: int = 64,
+        seed: int = 0,
+        augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+    ) -> list[dict[str, float]]:
+        """Train for some epochs and record each.
+
+        A later call goes on where this one ended, an unfinished epoch first.
+
+        Parameters
+        ----------
+        train : Dataset, (x, y) or Batches
+        test : Dataset or (x, y), optional
+            Evaluated after each epoch.
+        epochs : int
+        batch_size, seed, augment
+            For `Batches`, unless `train` is one.
+        callbacks : sequence of Callback
+        progress : bool
+            Show a bar for each epoch, or a line where the output is no terminal.
+
+        Returns
+        -------
+        list of dict
+            `history`.
+
+        Raises
+        ------
+        NonFiniteError
+            As for `step`.
+        """
+        integer("Trainer.fit", "epochs", epochs, 0)
+        if not isinstance(train, Batches):
+            train = Batches(train, batch_size, seed=seed, augment=augment)
+        self.stop = False
+        last = self.position.epoch + epochs
+        while self.position.epoch < last and not self.stop:
+            self._fit_epoch(train, test, last, callbacks, progress)
+        return self.history
+
+    def _fit_epoch(
+        self,
+        batches: Batches,
+        test: Data | None,
+        last: int,
+        callbacks: Sequence[Callback],
+        progress: bool,
+    ) -> None:
+        at = self.position
+        began = time.perf_counter() - at.seconds
+        classes = batches.y.dtype.kind in "iu"
+        with _EpochBar(f"epoch {at.epoch + 1}/{last}", len(batches), at.batch, progress) as bar:
+            for x, y in batches.epoch(at.epoch, start=at.batch):
+                loss, outputs = self._step(x, y)
+                at.add(loss, _count_correct(outputs, y) if classes else 0, len(y))
+                at.seconds = time.perf_counter() - began
+                bar.advance(at.metrics(classes))
+                for callback in callbacks:
+                    callback.on_step(self, loss)
+                if self.stop and at.batch < len(batches):
+                    return
+            trained = at.metrics(classes)
+            tested = Metrics(math.nan, math.nan) if test is None else self.evaluate(test)
+            bar.finish(trained, tested)
+        record = {
+            "epoch": at.epoch + 1,
+            "step": self.optimizer.step_count,
+            "lr": self.optimizer.lr,
+            "train_loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "test_loss": tested.loss,
+            "test_accuracy": tested.accuracy,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        self.history.append(record)
+        self.position = Position(at.epoch + 1)
+        for callback in callbacks:
+            callback.on_epoch(self, record)
+
+    def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
+        """Return the mean loss and the accuracy in evaluation mode; nothing is changed.
+
+        Parameters
+        ----------
+        data : Dataset or (x, y)
+        batch_size : int
+
+        Raises
+        ------
+        ValueError
+            If there is no sample.
+        """
+        if not len(data[0]):
+            raise ValueError("Trainer.evaluate: data: expected at least one sample, got none")
+        total = Position()
+        batches = Batches(data, batch_size, shuffle=False)
+        classes = batches.y.dtype.kind in "iu"
+        with prefer("numba"):
+            for x, y in batches:
+                outputs = self.model(x)
+                loss, _ = self.loss[0](outputs, y)
+                total.add(float(loss), _count_correct(outputs, y) if classes else 0, len(y))
+        return total.metrics(classes)
+
+    def predict(self, x: Array, batch_size: int = 256) -> Array:
+        """Return the model's outputs for `x`; see `predict`."""
+        return predict(self.model, x, batch_size)
+
+
+def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
+    """Run a model over many samples, in batches.
+
+    Parameters
+    ----------
+    model : Layer
+    x : array, shape (N, ...)
+    batch_size : int
+
+    Returns
+    -------
+    array, shape (N, ...)
+        Outputs in evaluation mode: logits for the reference network.
+    """
+    step = integer("predict", "batch_size", batch_size, 1)
+    with prefer("numba"):
+        parts = [model(x[i : i + step]) for i in range(0, max(len(x), 1), step)]
+    return array_module(x).concatenate(parts)
+
+
+def _count_correct(outputs: Array, y: Array) -> int:
+    return int((outputs.argmax(axis=1) == y).sum())
+
+
+def _first_non_finite(model: Layer, x: Array) -> str:
+    """Name the first place on the way forward where a number is NaN or infinite."""
+
+    def bad(a: Array) -> bool:
+        return not array_module(a).isfinite(a).all()
+
+    if bad(x):
+        return "the input"
+    for name, p, _ in model.named_params():
+        if bad(p):
+            return f"parameter {name}"
+    layer, name = model, ""
+    with np.errstate(all="ignore"):
+        while isinstance(layer, Sequential):
+            for i, child in enumerate(layer):
+                y = child(x)
+                if bad(y):
+                    layer, name = child, f"{name}.{i}" if name else str(i)
+                    break
+                x = y
+            else:
+                return "the loss or the backward pass: all outputs are finite"
+        if name or bad(layer(x)):
+            return f"the output of layer {name or '(the model)'} ({type(layer).__name__})"
+    return "the loss or the backward pass: all outputs are finite"
+
+
+class _EpochBar:
+    """A progress bar on a terminal or in a notebook; elsewhere one line when the epoch ends."""
+
+    def __init__(self, label: str, total: int, done: int, progress: bool) -> None:
+        from tqdm.auto import tqdm
+
+        live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.label, self.line = label, progress and not live
+        self.bar = tqdm(
+            desc=label, total=total, initial=done, unit="batch", disable=not (progress and live)
+        )
+
+    def advance(self, so_far: Metrics) -> None:
+        if not self.bar.disable:
+            self.bar.set_postfix_str(_text("train", so_far), refresh=False)
+        self.bar.update()
+
+    def finish(self, trained: Metrics, tested: Metrics) -> None:
+        text = f"{_text('train', trained)}  {_text('test', tested)}"
+        self.bar.set_postfix_str(text)
+        if self.line:
+            print(f"{self.label}: {text}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> _EpochBar:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.close()
+
+
+def _text(name: str, metrics: Metrics) -> str:
+    if math.isnan(metrics.loss):
+        return ""
+    accuracy = "" if math.isnan(metrics.accuracy) else f" {metrics.accuracy:.2%}"
+    return f"{name} {metrics.loss:.4f}{accuracy}"
