@@ -1,6 +1,6 @@
-"""Sizes of windows and outputs, and the shape errors that every op raises.
+"""Numbers, shapes and windows: their arithmetic, and the errors that everybody raises.
 
-All arithmetic is on Python integers, which do not overflow.
+All sizes are Python integers, which do not overflow.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 Pair = tuple[int, int]
@@ -19,12 +20,40 @@ def integer(op: str, name: str, value: Any, minimum: int) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)
+        whole = operator.index(value)
     except TypeError:
         raise TypeError(f"{op}: {name}: expected an integer >= {minimum}, got {value!r}") from None
-    if number < minimum:
-        raise ValueError(f"{op}: {name}: expected an integer >= {minimum}, got {number}")
-    return number
+    if whole < minimum:
+        raise ValueError(f"{op}: {name}: expected an integer >= {minimum}, got {whole}")
+    return whole
+
+
+_LIMITS = {
+    "ge": (">=", operator.ge),
+    "gt": (">", operator.gt),
+    "le": ("<=", operator.le),
+    "lt": ("<", operator.lt),
+}
+
+
+def number(op: str, name: str, value: Any, **limits: float) -> float:
+    """Return `value` as a finite float within the limits ge, gt, le and lt, or raise.
+
+    Examples
+    --------
+    >>> number("Adam", "lr", -1, ge=0)
+    Traceback (most recent call last):
+    ValueError: Adam: lr: expected a number >= 0, got -1
+    """
+    bounds = " and ".join(f"{_LIMITS[key][0]} {limit:g}" for key, limit in limits.items())
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{op}: {name}: expected a number {bounds}, got {value!r}")
+    result = float(value)
+    if not math.isfinite(result):
+        raise ValueError(f"{op}: {name}: expected a finite number {bounds}, got {value}")
+    if not all(_LIMITS[key][1](result, limit) for key, limit in limits.items()):
+        raise ValueError(f"{op}: {name}: expected a number {bounds}, got {value}")
+    return result
 
 
 def pair(op: str, name: str, value: Any, minimum: int) -> Pair:
@@ -33,8 +62,8 @@ def pair(op: str, name: str, value: Any, minimum: int) -> Pair:
         if len(value) != 2:
             raise ValueError(f"{op}: {name}: expected an int or a pair, got {value!r}")
         return integer(op, name, value[0], minimum), integer(op, name, value[1], minimum)
-    number = integer(op, name, value, minimum)
-    return number, number
+    both = integer(op, name, value, minimum)
+    return both, both
 
 
 def pads(op: str, value: Any) -> Padding:

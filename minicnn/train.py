@@ -15,9 +15,9 @@ from minicnn import ops
 from minicnn.backend import Array, array_module, prefer
 from minicnn.data import Batches, Dataset
 from minicnn.layers import Layer, Sequential
-from minicnn.optim import Optimizer, clip_grad_norm, number
+from minicnn.optim import Optimizer, clip_grad_norm
 from minicnn.schedules import Schedule
-from minicnn.shapes import integer
+from minicnn.shapes import integer, number
 
 Data = Dataset | tuple[Array, Array]
 Loss = tuple[Callable[..., Any], Callable[..., Any]]

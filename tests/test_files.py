@@ -1,0 +1,62 @@
+"""Atomic writing: after any failure the old file is whole and nothing else lies about."""
+
+import os
+import time
+
+import pytest
+
+from minicnn.files import STALE_SECONDS, replacing
+
+
+def write(path, content):
+    with replacing(path) as file:
+        file.write(content)
+
+
+def test_new_content_takes_the_place_of_the_old(tmp_path):
+    path = tmp_path / "a"
+    write(path, b"old")
+    with replacing(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old", "the old file must stay until the block ends"
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_error_in_the_block_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    write(path, b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    write(path, b"old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_remains_of_a_killed_write_are_swept_after_a_day(tmp_path):
+    old, new, other = (tmp_path / f".{name}.part" for name in ("a[1].x", "a[1].y", "b.x"))
+    for path in (old, new, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, time.time() - STALE_SECONDS - 60))
+    write(tmp_path / "a[1]", b"")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a[1]", new, other}
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder .*missing"):
+        write(tmp_path / "missing" / "a", b"")
