@@ -1,7 +1,76 @@
 """minicnn: convolutional networks from scratch, every forward and backward pass by hand."""
 
+from minicnn import data, init, models, ops, optim, schedules
 from minicnn.backend import to_cpu, to_gpu, use
+from minicnn.checkpoint import load, save
 from minicnn.gradcheck import gradcheck
+from minicnn.layers import (
+    ELU,
+    GELU,
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    ConvTranspose2d,
+    Dropout,
+    Flatten,
+    GroupNorm,
+    Layer,
+    LayerNorm,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    MaxPool2d,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from minicnn.train import Callback, Trainer, predict
 
 __version__ = "0.1.0"
-__all__ = ["gradcheck", "to_cpu", "to_gpu", "use"]
+__all__ = [
+    "ELU",
+    "GELU",
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Callback",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Dropout",
+    "Flatten",
+    "GroupNorm",
+    "Layer",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "LogSoftmax",
+    "MaxPool2d",
+    "ReLU",
+    "Residual",
+    "Sequential",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+    "Trainer",
+    "data",
+    "gradcheck",
+    "init",
+    "load",
+    "models",
+    "ops",
+    "optim",
+    "predict",
+    "save",
+    "schedules",
+    "to_cpu",
+    "to_gpu",
+    "use",
+]

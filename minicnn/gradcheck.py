@@ -89,12 +89,11 @@ def numerical_gradient(
         value = float(x[index])
         h = step * max(1.0, abs(value))
         x[index] = high = value + h
-        above = f()
+        above = np.array(f())  # a copy: an op may return a view of x
         x[index] = low = value - h
-        below = f()
-        x[index] = value
         # Subtract before summing: both sums are large and nearly equal.
-        dx[index] = np.sum((np.asarray(above) - np.asarray(below)) * dy) / (high - low)
+        dx[index] = np.sum((above - f()) * dy) / (high - low)
+        x[index] = value
     return dx
 
 

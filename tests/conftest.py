@@ -23,3 +23,10 @@ settings.load_profile("minicnn")
 def torch():
     """PyTorch as oracle, where it is installed."""
     return pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what compares with PyTorch, so that ``pytest -m torch`` runs just that."""
+    for item in items:
+        if "torch" in item.fixturenames:
+            item.add_marker("torch")

@@ -72,3 +72,30 @@ def conv_cases(draw):
 def _pads(padding):
     a, b = padding if isinstance(padding, tuple) else (padding, padding)
     return (a if isinstance(a, tuple) else (a, a)), (b if isinstance(b, tuple) else (b, b))
+
+
+@st.composite
+def pool_cases(draw, dilated=False, equal_sides=False):
+    """Shape and keyword arguments of one pooling that fits: (x_shape, kwargs)."""
+    kernel, dilation = draw(st.tuples(*[st.integers(1, 4)] * 2)), draw(pairs) if dilated else (1, 1)
+    before, after = (tuple(draw(st.integers(0, k // 2)) for k in kernel) for _ in range(2))
+    after = before if equal_sides else after
+    # At least as many pixels as the dilation: no window steps over the whole map.
+    least = [max(d, d * (k - 1) + 1 - b - a) for k, d, b, a in zip(kernel, dilation, before, after)]
+    x_shape = (
+        *draw(st.tuples(*[st.integers(1, 2)] * 2)),
+        *(draw(st.integers(n, n + 4)) for n in least),
+    )
+    kwargs = {
+        "kernel_size": kernel,
+        "stride": draw(st.one_of(st.none(), pairs)),
+        "padding": before if equal_sides else tuple(zip(before, after)),
+        "ceil_mode": draw(st.booleans()),
+    }
+    return x_shape, {**kwargs, "dilation": dilation} if dilated else kwargs
+
+
+# (N, C), (N, C, L) or (N, C, H, W)
+channel_shapes = st.tuples(
+    st.integers(1, 3), st.integers(1, 4), st.lists(st.integers(1, 3), max_size=2)
+).map(lambda s: (s[0], s[1], *s[2]))

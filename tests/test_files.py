@@ -26,9 +26,14 @@ def test_new_content_takes_the_place_of_the_old(tmp_path):
 def test_an_error_in_the_block_keeps_the_old_file(tmp_path):
     path = tmp_path / "a"
     write(path, b"old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -58,5 +63,5 @@ def test_remains_of_a_killed_write_are_swept_after_a_day(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a folder .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder .*missing"):
         write(tmp_path / "missing" / "a", b"")

@@ -10,7 +10,7 @@ from minicnn import ops
 from minicnn.backend import Array
 from minicnn.init import Rng, fans, uniform
 from minicnn.layers.base import Layer, Param, Shape
-from minicnn.shapes import Window, check_rank, integer, pair, size, window
+from minicnn.shapes import Window, check_rank, integer, pads, pair, size, window
 
 
 class _Conv(Layer):
@@ -192,7 +192,10 @@ class ConvTranspose2d(_Conv):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        self.options["output_padding"] = pair("ConvTranspose2d", "output_padding", output_padding, 0)
+        pads("ConvTranspose2d", padding)  # "same" and "valid" have no meaning here
+        self.options["output_padding"] = pair(
+            "ConvTranspose2d", "output_padding", output_padding, 0
+        )
         shape = (in_channels, out_channels // groups, *self._window.kernel)
         self._init_params(shape, bias, rng, dtype)
 
@@ -203,3 +206,23 @@ class ConvTranspose2d(_Conv):
         dx, dw, db = ops.conv_transpose2d_backward(dy, cache)
         self._add_grads(dw, db)
         return dx
+
+    def output_shape(self, x_shape: Shape) -> Shape:
+        check_rank("ConvTranspose2d", x_shape, "(N, C, H, W)", self.in_channels)
+        sizes = (self._axis(axis, x_shape)[-1] for axis in (0, 1))
+        return (x_shape[0], self.out_channels, *sizes)
+
+    def formula(self, x_shape: Shape) -> str:
+        steps, stride, extent, before, after, extra, OH = self._axis(0, x_shape)
+        return f"{steps}*{stride}+{extent}-{before}-{after}+{extra} = {OH}"
+
+    def _axis(self, axis: int, x_shape: Shape) -> tuple[int, ...]:
+        """The numbers of the output size along the rows (0) or the columns (1), and the size."""
+        steps, stride = x_shape[2 + axis] - 1, self._window.stride[axis]
+        extent, (before, after) = self._window.extent[axis], self._window.padding[axis]
+        extra = self.options["output_padding"][axis]
+        total = steps * stride + extent - before - after + extra
+        return steps, stride, extent, before, after, extra, total
+
+    def macs(self, x_shape: Shape) -> int:
+        return size(x_shape) * size(self.weight.shape[1:])

@@ -7,7 +7,8 @@ from typing import Any
 from minicnn import ops
 from minicnn.layers.base import OpLayer, Shape
 from minicnn.layers.summary import WHOLE, Field, Row
-from minicnn.shapes import Window, check_rank, pair, window
+from minicnn.ops.adaptive_avg_pool2d import grid
+from minicnn.shapes import Window, check_rank, pads, window
 
 
 class _Pool(OpLayer):
@@ -17,7 +18,7 @@ class _Pool(OpLayer):
         stride = kernel_size if stride is None else stride
         super().__init__(kernel_size=kernel_size, stride=stride, padding=padding, **options)
         name, dilation = type(self).__name__, options.get("dilation", 1)
-        self._window = window(name, kernel_size, stride, padding, dilation)
+        self._window = window(name, kernel_size, stride, pads(name, padding), dilation)
 
     def window(self) -> Window:
         return self._window
@@ -106,14 +107,13 @@ class AdaptiveAvgPool2d(OpLayer):
     op = ops.adaptive_avg_pool2d_forward, ops.adaptive_avg_pool2d_backward
 
     def __init__(self, output_size: Any) -> None:
+        grid("AdaptiveAvgPool2d", output_size, (1, 1))  # refuse a bad size here and not in use
         super().__init__(output_size=output_size)
 
     def output_shape(self, x_shape: Shape) -> Shape:
         check_rank("AdaptiveAvgPool2d", x_shape, "(N, C, H, W)")
-        wanted = self.options["output_size"]
-        wanted = wanted if isinstance(wanted, tuple | list) else (wanted, wanted)
-        sizes = (given if w is None else w for w, given in zip(wanted, x_shape[2:]))
-        return (*x_shape[:2], *pair("AdaptiveAvgPool2d", "output_size", tuple(sizes), 1))
+        N, C, H, W = x_shape
+        return (N, C, *grid("AdaptiveAvgPool2d", self.options["output_size"], (H, W)))
 
     def rows(self, name: str, x_shape: Shape, field: Field) -> tuple[list[Row], Shape, Field]:
         whole = self.output_shape(x_shape)[2:] == (1, 1)

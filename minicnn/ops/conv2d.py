@@ -87,9 +87,9 @@ def _forward_numpy(x: Array, w: Array, b: Array | None, win: Window, groups: int
     N, F = x.shape[0], w.shape[0]
     OH, OW = win.output_size("conv2d", *x.shape[2:])
     y = array_module(x).empty((N, F, OH, OW), x.dtype)
-    wg = _by_group(w, groups)  # (G, F/G, K) with K = C/G*KH*KW
-    for block in _blocks(x, win, OH * OW):
-        cols = _by_group(im2col_numpy(x[block], win), groups)  # (G, K, n*OH*OW)
+    wg = by_group(w, groups)  # (G, F/G, K) with K = C/G*KH*KW
+    for block in blocks(x, win, OH * OW):
+        cols = by_group(im2col_numpy(x[block], win), groups)  # (G, K, n*OH*OW)
         y[block] = (wg @ cols).reshape(F, -1, OH, OW).swapaxes(0, 1)  # (n, F, OH, OW)
     if b is not None:
         y += b[:, None, None]
@@ -100,27 +100,32 @@ def _backward_numpy(
     dy: Array, x: Array, w: Array, win: Window, groups: int
 ) -> tuple[Array, Array, Array]:
     xp = array_module(x)
-    N, F, OH, OW = dy.shape
-    wg = _by_group(w, groups)  # (G, F/G, K)
+    OH, OW = dy.shape[2:]
+    wg = by_group(w, groups)  # (G, F/G, K)
     dx, dw = xp.empty_like(x), xp.zeros_like(wg)
-    for block in _blocks(x, win, OH * OW):
-        dyg = _by_group(dy[block].swapaxes(0, 1), groups)  # (G, F/G, n*OH*OW)
-        cols = _by_group(im2col_numpy(x[block], win), groups)  # (G, K, n*OH*OW)
+    for block in blocks(x, win, OH * OW):
+        dyg = by_group(dy[block].swapaxes(0, 1), groups)  # (G, F/G, n*OH*OW)
+        cols = by_group(im2col_numpy(x[block], win), groups)  # (G, K, n*OH*OW)
         dw += dyg @ cols.swapaxes(1, 2)
         dcols = wg.swapaxes(1, 2) @ dyg  # (G, K, n*OH*OW)
         dx[block] = col2im_numpy(dcols, x[block].shape, win)
-    # One map at a time in dy's type (NumPy adds those pairwise), then the batch in float64.
-    db = dy.reshape(N, F, OH * OW).sum(axis=2).sum(axis=0, dtype=np.float64)
-    return dx, dw.reshape(w.shape), db.astype(dy.dtype)
+    return dx, dw.reshape(w.shape), bias_gradient(dy)
 
 
-def _by_group(a: Array, groups: int) -> Array:
+def bias_gradient(dy: Array) -> Array:
+    """Sum (N, F, OH, OW) to (F,): a map in dy's type (NumPy adds pairwise), the rest in float64."""
+    N, F, OH, OW = dy.shape
+    maps = dy.reshape(N, F, OH * OW).sum(axis=2)  # (N, F)
+    return maps.sum(axis=0, dtype=np.float64).astype(dy.dtype)
+
+
+def by_group(a: Array, groups: int) -> Array:
     """Split the first axis into groups and flatten the rest: (G*A, ...) to (G, A, ...)."""
     rows = a.shape[0] // groups
     return a.reshape(groups, rows, a.size // (groups * rows))
 
 
-def _blocks(x: Array, win: Window, places: int) -> Iterator[slice]:
+def blocks(x: Array, win: Window, places: int) -> Iterator[slice]:
     """Yield slices of the batch whose column matrices stay below COLS_BYTES."""
     N, C = x.shape[:2]
     image = C * win.kernel[0] * win.kernel[1] * places * x.itemsize

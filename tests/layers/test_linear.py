@@ -23,7 +23,7 @@ def test_flatten_shapes():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="Linear: in_features: expected an integer >= 1, got 0"):
         Linear(0, 1)
-    with pytest.raises(TypeError, match="Linear: out_features: expected an integer >= 1, got 1.5"):
+    with pytest.raises(TypeError, match=r"Linear: out_features: expected an integer >= 1, got 1.5"):
         Linear(1, 1.5)
     with pytest.raises(ValueError, match="Linear: input_shape: expected 3 features, got 4"):
         Linear(3, 1).summary((4,))

@@ -35,3 +35,12 @@ def test_bad_arguments_are_named_at_construction(kind):
         kind(2, stride=0)
     with pytest.raises(ValueError, match=f"{kind.__name__}: kernel: expected at most the padded"):
         kind(8).summary((3, 7, 6))
+    with pytest.raises(TypeError, match=f"{kind.__name__}: padding: .* got 'same'"):
+        kind(3, padding="same")
+
+
+def test_bad_output_size_is_named_at_construction():
+    with pytest.raises(ValueError, match=r"AdaptiveAvgPool2d: output_size: .* got \(1, 2, 3\)"):
+        AdaptiveAvgPool2d((1, 2, 3))
+    with pytest.raises(ValueError, match=r"AdaptiveAvgPool2d: output_size: .*>= 1, got 0"):
+        AdaptiveAvgPool2d(0)

@@ -1,0 +1,113 @@
+"""The checker itself: right gradients pass, and each kind of wrong one fails."""
+
+import numpy as np
+import pytest
+
+from minicnn import Linear, Sequential, Sigmoid, gradcheck, ops
+from minicnn.gradcheck import adjoint_gap, compare, numerical_gradient
+from strategies import normal
+
+
+def cubic_forward(x, w):
+    return x**3 * w, (x, w)
+
+
+def cubic_backward(dy, cache):
+    x, w = cache
+    return dy * 3 * x**2 * w, dy * x**3
+
+
+X, W = normal(np.random.default_rng(0), (2, 3)), normal(np.random.default_rng(1), (2, 3))
+
+
+def test_right_gradients_pass_and_inputs_stay():
+    x = X.copy()
+    report = gradcheck((cubic_forward, cubic_backward), x, W, names=("x", "w"))
+    assert report
+    assert report.ok
+    assert [check.name for check in report.checks] == ["x", "w"]
+    np.testing.assert_array_equal(x, X)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda dx, dw: (-dx, dw),
+        lambda dx, dw: (dx, 0 * dw),
+        lambda dx, dw: (2 * dx, dw),
+        lambda dx, dw: (dx[::-1], dw),
+        lambda dx, dw: (dx * (1 + 1e-5), dw),
+        lambda dx, dw: (np.where(np.arange(6).reshape(2, 3) == 4, np.nan, dx), dw),
+        lambda dx, dw: (dx + np.eye(2, 3) * 1e-3, dw),
+    ],
+)
+def test_wrong_gradients_fail(wrong):
+    report = gradcheck((cubic_forward, lambda dy, c: wrong(*cubic_backward(dy, c))), X, W)
+    assert not report
+    assert "FAIL" in str(report)
+
+
+def test_the_worst_element_is_named():
+    def backward(dy, cache):
+        dx, dw = cubic_backward(dy, cache)
+        dx[1, 2] += 1
+        return dx, dw
+
+    check = gradcheck((cubic_forward, backward), X, W).checks[0]
+    assert check.where == (1, 2)
+    np.testing.assert_allclose(check.analytic - check.numeric, 1, rtol=1e-6)
+    assert "(1, 2)" in str(check)
+
+
+def test_a_zero_backward_behind_softmax_fails():
+    """With an upstream gradient of ones it would pass, for softmax adds up to one."""
+    pair = ops.softmax_forward, lambda dy, cache: np.zeros_like(dy)
+    assert not gradcheck(pair, X)
+    assert gradcheck((ops.softmax_forward, ops.softmax_backward), X)
+
+
+def test_models_are_checked_with_their_parameters():
+    model = Sequential(
+        Linear(3, 4, rng=0, dtype=np.float64), Sigmoid(), Linear(4, 2, rng=1, dtype=np.float64)
+    )
+    report = gradcheck(model, X)
+    assert report
+    names = ["input 0", "0.weight", "0.bias", "2.weight", "2.bias"]
+    assert [check.name for check in report.checks] == names
+    model[0].backward = lambda dy, cache: dy @ model[0].weight  # forgets dw and db
+    assert [check.ok for check in gradcheck(model, X).checks] == [True, False, False, True, True]
+
+
+def test_numerical_gradient_of_a_known_function():
+    x = X.copy()
+    dy = normal(np.random.default_rng(2), x.shape)
+    numeric = numerical_gradient(lambda: np.sin(x), x, dy)
+    np.testing.assert_allclose(numeric, np.cos(X) * dy, rtol=1e-8)
+    np.testing.assert_array_equal(x, X)
+
+
+def test_an_op_that_returns_its_input():
+    assert gradcheck((lambda x: (x, None), lambda dy, cache: dy), X)
+
+
+def test_empty_input():
+    assert gradcheck((lambda x: (x, None), lambda dy, cache: dy), np.zeros((0, 3)))
+
+
+def test_adjoint_gap():
+    A = normal(np.random.default_rng(0), (4, 3))
+    x, dy = normal(np.random.default_rng(1), 3), normal(np.random.default_rng(2), 4)
+    assert adjoint_gap(A @ x, dy, x, A.T @ dy) < 1e-15
+    assert adjoint_gap(A @ x, dy, x, -(A.T @ dy)) > 1e-3
+    assert adjoint_gap(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0)) == 0
+
+
+def test_bad_input_is_named():
+    with pytest.raises(TypeError, match="gradcheck: input 1: expected a float64 array, got float3"):
+        gradcheck((cubic_forward, cubic_backward), X, W.astype(np.float32))
+    with pytest.raises(TypeError, match="gradcheck: input 0: expected a float64 array, got list"):
+        gradcheck((cubic_forward, cubic_backward), [1.0], W)
+    with pytest.raises(ValueError, match=r"gradcheck: x: expected a gradient of shape \(2,\), got"):
+        compare("x", np.zeros(3), np.zeros(2), 1e-6, 1e-6)
+    with pytest.raises(TypeError, match="numerical_gradient: x: expected float64, got float32"):
+        numerical_gradient(lambda: 0, X.astype(np.float32), X)
