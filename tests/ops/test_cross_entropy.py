@@ -191,14 +191,16 @@ def assert_equals_torch_function(torch, op, x, kwargs):
 
 
 @versions
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, ">i4", ">i8"])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, np.uint64, ">i4", ">i8"])
 def test_labels_of_any_integer_type(op, version, dtype):
-    x = normal(np.random.default_rng(0), (3, 4))
-    target = np.array([0, 3, 2])
-    expected, dx = run(op, version, x, target)
+    rng = np.random.default_rng(0)
+    x, weight = normal(rng, (8, 4, 7, 9)), rng.uniform(0.5, 2, 4)
+    target = rng.integers(4, size=(8, 7, 9))
+    expected, dx = run(op, version, x, target, weight=weight)
     for layout in LAYOUTS:
-        got, got_dx = run(op, version, x, laid_out(target.astype(dtype), layout))
-        assert got == expected
+        moved = laid_out(target.astype(dtype), layout)
+        got, got_dx = run(op, version, x, moved, weight=weight)
+        assert got == expected, layout  # to the last bit: the sums keep their order
         np.testing.assert_array_equal(got_dx, dx)
 
 
