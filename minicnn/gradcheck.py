@@ -19,6 +19,7 @@ import numpy as np
 
 from minicnn.backend import Array
 
+STREAM = 0x6472  # sets the draws of dy apart from the caller's
 STEP = 1e-6  # near the cube root of the rounding unit: truncation and rounding errors balance
 
 
@@ -148,7 +149,10 @@ def gradcheck(
             kind = getattr(x, "dtype", type(x).__name__)
             raise TypeError(f"gradcheck: input {i}: expected a float64 array, got {kind}")
     points = [np.array(x, order="C") for x in inputs]  # own copies: differences move them
-    rng = np.random.default_rng(rng)
+    if not isinstance(rng, np.random.Generator):
+        # Not the stream of default_rng(rng): if x came from that, dy would equal x, and where the
+        # gradient is zero along x (as behind a normalisation) the check would be hollow.
+        rng = np.random.default_rng([rng, STREAM])
     named = [(names[i] if i < len(names) else f"input {i}", x) for i, x in enumerate(points)]
     is_layer = hasattr(target, "named_params")
     params = list(target.named_params()) if is_layer else []

@@ -45,14 +45,14 @@ def number(op: str, name: str, value: Any, **limits: float) -> float:
     Traceback (most recent call last):
     ValueError: Adam: lr: expected a number >= 0, got -1
     """
-    bounds = " and ".join(f"{_LIMITS[key][0]} {limit:g}" for key, limit in limits.items())
+    bounds = " and".join(f" {_LIMITS[key][0]} {limit:g}" for key, limit in limits.items())
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{op}: {name}: expected a number {bounds}, got {value!r}")
+        raise TypeError(f"{op}: {name}: expected a number{bounds}, got {value!r}")
     result = float(value)
     if not math.isfinite(result):
-        raise ValueError(f"{op}: {name}: expected a finite number {bounds}, got {value}")
+        raise ValueError(f"{op}: {name}: expected a finite number{bounds}, got {value}")
     if not all(_LIMITS[key][1](result, limit) for key, limit in limits.items()):
-        raise ValueError(f"{op}: {name}: expected a number {bounds}, got {value}")
+        raise ValueError(f"{op}: {name}: expected a number{bounds}, got {value}")
     return result
 
 

@@ -1,7 +1,8 @@
 """What every op is held to, whichever version runs. Test files draw the cases and call these.
 
 `arrays` are the differentiable inputs, in the order in which the backward returns gradients;
-`kwargs` are the op's other arguments.
+`kwargs` are the op's other arguments. The upstream gradient is drawn from a stream of its own:
+from ``default_rng(seed)`` it would equal arrays that a test drew there.
 """
 
 from functools import partial
@@ -9,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from minicnn import gradcheck, use
-from minicnn.gradcheck import adjoint_gap
+from minicnn.gradcheck import STREAM, adjoint_gap
 from strategies import laid_out, normal
 
 
@@ -17,7 +18,7 @@ def both_ways(version, forward, backward, arrays, seed, layout="C", **kwargs):
     """Run forward and backward with a random upstream gradient: (y, dy, gradients)."""
     with use(version):
         y, cache = forward(*(None if a is None else laid_out(a, layout) for a in arrays), **kwargs)
-        dy = normal(np.random.default_rng(seed), np.shape(y), y.dtype)
+        dy = normal(np.random.default_rng([seed, STREAM]), np.shape(y), y.dtype)
         grads = backward(laid_out(dy, layout) if dy.ndim else dy, cache)
     return y, dy, grads if isinstance(grads, tuple) else (grads,)
 

@@ -86,6 +86,13 @@ def test_numerical_gradient_of_a_known_function():
     np.testing.assert_array_equal(x, X)
 
 
+def test_the_upstream_gradient_is_not_the_callers_x():
+    seen = []
+    x = normal(np.random.default_rng(5), (2, 3))
+    gradcheck((lambda x: (x, None), lambda dy, cache: seen.append(dy) or dy), x, rng=5)
+    assert not np.allclose(seen[0], x)
+
+
 def test_an_op_that_returns_its_input():
     assert gradcheck((lambda x: (x, None), lambda dy, cache: dy), X)
 

@@ -36,15 +36,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.ops.normalize import (
-    center,
-    check_channels,
-    moments,
-    normalize_backward,
-    number,
-    total,
-)
-from minicnn.shapes import check_shape, size
+from minicnn.ops.normalize import center, check_channels, moments, normalize_backward, total
+from minicnn.shapes import check_shape, number, size
 
 AXES = (0, 2)  # of (N, C, L): what shares a mean and a variance
 

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.ops.normalize import number
-from minicnn.shapes import check_shape, integer
+from minicnn.shapes import check_shape, integer, number
 
 
 class DropoutCache(NamedTuple):

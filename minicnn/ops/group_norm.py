@@ -29,15 +29,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.ops.normalize import (
-    center,
-    check_channels,
-    moments,
-    normalize_backward,
-    number,
-    total,
-)
-from minicnn.shapes import check_shape, integer, size
+from minicnn.ops.normalize import center, check_channels, moments, normalize_backward, total
+from minicnn.shapes import check_shape, integer, number, size
 
 AXES = (2, 3)  # of (N, G, C/G, L): what shares a mean and a variance
 

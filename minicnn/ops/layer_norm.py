@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.ops.normalize import center, moments, normalize_backward, number
-from minicnn.shapes import check_shape, integer, size
+from minicnn.ops.normalize import center, moments, normalize_backward
+from minicnn.shapes import check_shape, integer, number, size
 
 
 class LayerNormCache(NamedTuple):

@@ -22,11 +22,6 @@ The references add up the three paths; the NumPy versions use the last line.
 
 from __future__ import annotations
 
-import math
-import operator
-from numbers import Real
-from typing import Any
-
 import numpy as np
 
 from minicnn.backend import Array, array_module
@@ -76,17 +71,3 @@ def check_channels(op: str, x: Array) -> None:
     """Raise ValueError unless `x` is (N, C) or (N, C, ...)."""
     if x.ndim < 2:
         raise ValueError(f"{op}: x: expected at least 2 axes (N, C, ...), got shape {x.shape}")
-
-
-def number(op: str, name: str, value: Any, **limits: float) -> float:
-    """Return `value` as a finite float within the limits ge, gt and le, or raise."""
-    bounds = " and ".join(f"{_LIMITS[key][0]} {limit:g}" for key, limit in limits.items())
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{op}: {name}: expected a number {bounds}, got {value!r}")
-    within = all(_LIMITS[key][1](value, limit) for key, limit in limits.items())
-    if not (within and math.isfinite(value)):
-        raise ValueError(f"{op}: {name}: expected a finite number {bounds}, got {value}")
-    return float(value)
-
-
-_LIMITS = {"ge": (">=", operator.ge), "gt": (">", operator.gt), "le": ("<=", operator.le)}

@@ -274,7 +274,7 @@ V = np.ones(2)
         ((X,), {"momentum": 1.5}, ValueError, r"momentum: .* >= 0 and <= 1, got 1.5"),
         ((X,), {"momentum": -0.1}, ValueError, r"momentum: .* >= 0 and <= 1, got -0.1"),
         ((X,), {"momentum": None}, TypeError, r"momentum: expected a number .* got None"),
-        ((X,), {"eps": 0}, ValueError, r"eps: expected a finite number > 0, got 0"),
+        ((X,), {"eps": 0}, ValueError, r"eps: expected a number > 0, got 0"),
         ((X,), {"eps": np.nan}, ValueError, r"eps: expected a finite number > 0, got nan"),
         ((X,), {"eps": np.inf}, ValueError, r"eps: expected a finite number > 0, got inf"),
         ((X,), {"eps": "1"}, TypeError, r"eps: expected a number > 0, got '1'"),
