@@ -203,13 +203,13 @@ def cupy_or_error() -> ModuleType:
         import cupy
     except ImportError as error:
         raise RuntimeError(
-            "to_gpu: CuPy is not installed (fix: pip install '.[cuda13]', or '.[cuda12]' for a "
+            "CuPy is not installed (fix: pip install '.[cuda13]', or '.[cuda12]' for a "
             "CUDA 12 driver)"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise RuntimeError(f"to_gpu: CuPy finds no CUDA device ({error})") from error
+        raise RuntimeError(f"CuPy finds no CUDA device ({error})") from error
     if not count:
-        raise RuntimeError("to_gpu: CuPy finds no CUDA device (check nvidia-smi and the driver)")
+        raise RuntimeError("CuPy finds no CUDA device (check nvidia-smi and the driver)")
     return cupy

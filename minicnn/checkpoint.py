@@ -41,7 +41,7 @@ def save(model: Layer, path: str | os.PathLike[str]) -> None:
     state = {name: np.array(to_cpu(a), order="C") for name, a in model.state_dict().items()}
     digests = json.dumps({name: _digest(a) for name, a in state.items()}, sort_keys=True)
     with replacing(Path(path)) as file:
-        file.write(to_bytes(state, {"format": "minicnn", DIGESTS: digests}))
+        file.write(to_bytes(state, {DIGESTS: digests}))
 
 
 def load(model: Layer, path: str | os.PathLike[str]) -> Layer:

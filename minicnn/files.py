@@ -34,6 +34,10 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say which file was being written
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere a folder cannot be opened

@@ -163,14 +163,17 @@ def check_ndim(op: str, name: str, a: Any, expected: str) -> None:
         )
 
 
-def check_rank(op: str, shape: Sequence[int], expected: str, channels: int | None = None) -> None:
-    """Raise ValueError unless `shape` has the axes `expected` and as many `channels`."""
+def check_rank(
+    op: str, shape: Sequence[int], expected: str, channels: int | None = None
+) -> tuple[int, ...]:
+    """Return `shape`, or raise ValueError unless it has the axes `expected` and the `channels`."""
     ndim = expected.count(",") + 1
     if len(shape) != ndim or (channels is not None and shape[1] != channels):
         with_channels = "" if channels is None else f" with C = {channels}"
         raise ValueError(
             f"{op}: input_shape: expected {expected}{with_channels}, got {tuple(shape)}"
         )
+    return tuple(shape)
 
 
 def check_shape(op: str, name: str, a: Any, expected: Sequence[int], why: str = "") -> None:

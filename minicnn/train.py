@@ -166,7 +166,8 @@ class Trainer:
             self.optimizer.lr = self.schedule(self.optimizer.step_count)
         self.model.train()
         self.model.zero_grad()
-        with prefer("numba"):
+        # Overflow warnings would say less, and earlier, than the check of loss and gradients.
+        with prefer("numba"), np.errstate(all="ignore"):
             outputs, caches = self.model.forward(x)
             value, cache = loss_forward(outputs, y)
             loss = float(value)

@@ -190,13 +190,24 @@ def caught_by(bug: Bug) -> str:
         target.write_text(target.read_text().replace(bug.old, bug.new))
         environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+        ]
         # test_planted_bugs.py would fail because the line is no longer there.
         for tests in ([tests_of(bug.file)], ["tests", "--ignore=tests/test_planted_bugs.py"]):
             run = subprocess.run(
                 [*command, *tests], cwd=copy, env=environment, capture_output=True, text=True
             )
-            failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            failed = [
+                line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))
+            ]
             if failed:
                 return failed[0].split(" - ")[0].removeprefix("FAILED ")
             if run.returncode not in (0, 5):  # 5: no test there

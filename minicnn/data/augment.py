@@ -198,7 +198,7 @@ def _pictures(op: str, x: np.ndarray) -> np.ndarray:
 
 AUGMENTATIONS = {
     "none": Augment(),
-    "digits": Augment(shift=2, rotate=10, zoom=0.1),
+    "digits": Augment(shift=1, rotate=10, zoom=0.1),
     "photos": Augment(shift=4, flip=True, cutout=8),
 }
 """Named settings: a mirrored digit is another sign, a mirrored photo is not."""
@@ -220,7 +220,7 @@ def parse_augment(text: str) -> Augment:
     Examples
     --------
     >>> parse_augment("digits")
-    Augment(shift=2, rotate=10, zoom=0.1, flip=False, noise=0, cutout=0)
+    Augment(shift=1, rotate=10, zoom=0.1, flip=False, noise=0, cutout=0)
     >>> parse_augment("shift=4,flip").flip
     True
     """

@@ -138,12 +138,12 @@ class Conv2d(_Conv):
         return self._window
 
     def output_shape(self, x_shape: Shape) -> Shape:
-        check_rank("Conv2d", x_shape, "(N, C, H, W)", self.in_channels)
-        size_out = self._window.output_size("Conv2d", *x_shape[2:])
-        return (x_shape[0], self.out_channels, *size_out)
+        N, _, H, W = check_rank("Conv2d", x_shape, "(N, C, H, W)", self.in_channels)
+        return (N, self.out_channels, *self._window.output_size("Conv2d", H, W))
 
     def formula(self, x_shape: Shape) -> str:
-        return self._window.formula(*x_shape[2:])
+        _, _, H, W = x_shape
+        return self._window.formula(H, W)
 
     def macs(self, x_shape: Shape) -> int:
         return size(self.output_shape(x_shape)) * size(self.weight.shape[1:])
@@ -209,8 +209,8 @@ class ConvTranspose2d(_Conv):
 
     def output_shape(self, x_shape: Shape) -> Shape:
         check_rank("ConvTranspose2d", x_shape, "(N, C, H, W)", self.in_channels)
-        sizes = (self._axis(axis, x_shape)[-1] for axis in (0, 1))
-        return (x_shape[0], self.out_channels, *sizes)
+        OH, OW = (self._axis(axis, x_shape)[-1] for axis in (0, 1))
+        return x_shape[0], self.out_channels, OH, OW
 
     def formula(self, x_shape: Shape) -> str:
         steps, stride, extent, before, after, extra, OH = self._axis(0, x_shape)

@@ -25,12 +25,12 @@ class _Pool(OpLayer):
 
     def output_shape(self, x_shape: Shape) -> Shape:
         name = type(self).__name__
-        check_rank(name, x_shape, "(N, C, H, W)")
-        size_out = self._window.output_size(name, *x_shape[2:], self.options["ceil_mode"])
-        return (*x_shape[:2], *size_out)
+        N, C, H, W = check_rank(name, x_shape, "(N, C, H, W)")
+        return (N, C, *self._window.output_size(name, H, W, self.options["ceil_mode"]))
 
     def formula(self, x_shape: Shape) -> str:
-        return self._window.formula(*x_shape[2:], self.options["ceil_mode"])
+        _, _, H, W = x_shape
+        return self._window.formula(H, W, self.options["ceil_mode"])
 
 
 class MaxPool2d(_Pool):
@@ -111,8 +111,7 @@ class AdaptiveAvgPool2d(OpLayer):
         super().__init__(output_size=output_size)
 
     def output_shape(self, x_shape: Shape) -> Shape:
-        check_rank("AdaptiveAvgPool2d", x_shape, "(N, C, H, W)")
-        N, C, H, W = x_shape
+        N, C, H, W = check_rank("AdaptiveAvgPool2d", x_shape, "(N, C, H, W)")
         return (N, C, *grid("AdaptiveAvgPool2d", self.options["output_size"], (H, W)))
 
     def rows(self, name: str, x_shape: Shape, field: Field) -> tuple[list[Row], Shape, Field]:

@@ -177,7 +177,7 @@ class _located:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
+        if isinstance(error, Exception):  # Ctrl-C is nobody's fault
             error.add_note(f"in layer {self.index}: {type(self.layer).__name__}")
 
 

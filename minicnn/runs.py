@@ -1,0 +1,319 @@
+"""The folder of a training run: what was trained, how it went, and the weights.
+
+::
+
+    runs/digits-20260131-120000/
+      config.json          data set, classes, network, all options, versions
+      history.jsonl        one JSON object an epoch
+      weights.safetensors  after the last whole epoch
+      curves.png confusion.png filters.png mistakes.png
+
+Every file is replaced as a whole, so a crash leaves the state after the last epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property, partial
+from pathlib import Path
+from typing import IO, Any
+
+from minicnn import checkpoint, models, ops
+from minicnn.data import DATASETS, Dataset, load, load_folder
+from minicnn.data.folder import Switch
+from minicnn.files import replacing
+from minicnn.layers import Sequential
+from minicnn.shapes import Pair, integer, pair
+from minicnn.train import Callback, Loss, Trainer
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
+RUNS = Path("runs")
+CONFIG, HISTORY, WEIGHTS, LOCK = "config.json", "history.jsonl", "weights.safetensors", ".lock"
+
+MODELS = {"mnist_cnn": models.mnist_cnn}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What has to be known about a run to use or repeat it.
+
+    Attributes
+    ----------
+    dataset : str
+        One of `minicnn.data.DATASETS`, or the folder that holds ``train`` and ``test``.
+    classes : tuple of str
+    channels : int
+    image_size : pair of int
+        Rows and columns.
+    model : str
+        One of `MODELS`.
+    label_smoothing : float
+        Of the loss.
+    invert, crop : bool or "auto"
+        How `read_picture` has to bring a new picture into the form of the data set.
+    options, versions : dict
+        For people and bug reports: the other settings of the training, and what it ran on.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: Pair
+    model: str = "mnist_cnn"
+    label_smoothing: float = 0.0
+    invert: Switch = False
+    crop: Switch = False
+    options: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Config:
+        """Read what `text` keeps; names that this version does not know are passed over.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Not JSON, something missing, or a value of the wrong kind.
+        """
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a JSON object, got {type(found).__name__}")
+        names = {f.name for f in fields(cls)}
+        config = cls(**{name: value for name, value in found.items() if name in names})
+        if config.model not in MODELS:
+            raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {config.model!r}")
+        classes = config.classes
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise TypeError(f"classes: expected a list of names, got {classes!r}")
+        checked = {
+            "classes": tuple(classes),
+            "channels": integer("config", "channels", config.channels, 1),
+            "image_size": pair("config", "image_size", config.image_size, 1),
+        }
+        return cls(**(vars(config) | checked))
+
+    def build(self, seed: int = 0) -> Sequential:
+        """The network with fresh weights."""
+        return MODELS[self.model](seed, self.channels, len(self.classes), self.image_size)
+
+    def loss(self) -> Loss:
+        """The loss that the network was trained with, as `Trainer` takes it."""
+        forward = partial(ops.cross_entropy_forward, label_smoothing=self.label_smoothing)
+        return forward, ops.cross_entropy_backward
+
+    def load(self, split: str, dataset: str | None = None) -> Dataset:
+        """Load "train" or "test" of this data set, or of another one with the same classes."""
+        name = dataset or self.dataset
+        data = load_split(name, split, self.image_size, self.channels)
+        if data.classes != self.classes:
+            raise ValueError(
+                f"{name} ({split}): classes: expected {_listed(self.classes)}, "
+                f"got {_listed(data.classes)}"
+            )
+        if data.x.shape[1:] != (self.channels, *self.image_size):
+            raise ValueError(
+                f"{name} ({split}): expected pictures of shape "
+                f"{(self.channels, *self.image_size)}, got {data.x.shape[1:]}"
+            )
+        return data
+
+
+def load_split(dataset: str, split: str, image_size: Pair, channels: int) -> Dataset:
+    """Load a split of a data set by name, or of a folder with one sub-folder for each split."""
+    if dataset in DATASETS:
+        return load(dataset, split)
+    return load_folder(Path(dataset) / split, image_size, channels)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:10])
+    return f"{len(names)} ({shown}{', ...' if len(names) > 10 else ''})"
+
+
+class Run:
+    """The folder of a run; `new_run` makes a new one, `latest` finds the newest.
+
+    Parameters
+    ----------
+    folder : path-like
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    @cached_property
+    def config(self) -> Config:
+        """What was trained.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no run.
+        ValueError
+            If ``config.json`` is damaged.
+        """
+        path = self.folder / CONFIG
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.folder}: expected the folder of a run, got no {CONFIG}")
+        try:
+            return Config.parse(path.read_text("utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def read_history(self) -> list[dict[str, float]]:
+        """The records of all epochs so far, as in `Trainer.history`."""
+        path = self.folder / HISTORY
+        try:
+            records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            return [
+                {key: math.nan if value is None else value for key, value in record.items()}
+                for record in records
+            ]
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: expected one JSON object a line, got: {error}") from error
+
+    def load_model(self) -> Sequential:
+        """The network with the weights after the last epoch.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If no epoch was finished, or a file is damaged.
+        """
+        model = self.config.build()
+        checkpoint.load(model, self.folder / WEIGHTS)
+        return model
+
+    def write_config(self, config: Config) -> None:
+        """Write ``config.json``."""
+        self.config = config
+        with replacing(self.folder / CONFIG) as file:
+            file.write(f"{json.dumps(asdict(config), indent=2, default=str)}\n".encode())
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write ``history.jsonl``; what is not finite becomes null, as JSON has no NaN."""
+        with replacing(self.folder / HISTORY) as file:
+            for record in history:
+                finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
+                file.write(f"{json.dumps(finite)}\n".encode())
+
+    def write_figure(self, name: str, figure: Any) -> Path:
+        """Write a Matplotlib figure and return the path of the file."""
+        path = self.folder / f"{name}.png"
+        with replacing(path) as file:
+            figure.savefig(file, format="png")
+        return path
+
+
+class KeepEpochs(Callback):
+    """Writes the weights and the history of a run after each epoch.
+
+    Attributes
+    ----------
+    kept : int
+        Epochs that are safe on the disk.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.kept = 0
+
+    def on_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        checkpoint.save(trainer.model, self.run.folder / WEIGHTS)
+        self.run.write_history(trainer.history)
+        self.kept = len(trainer.history)
+
+
+@contextmanager
+def new_run(folder: str | os.PathLike[str]) -> Iterator[Run]:
+    """Make the folder of a new run, and keep other processes out of it inside the block.
+
+    A folder that was made and stayed empty is removed again.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds the results of a run, or another process is at work in it.
+    OSError
+        If the folder cannot be made or written to.
+    """
+    run = Run(folder)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / LOCK).touch()
+    except OSError as error:
+        raise OSError(
+            f"{run.folder}: expected a folder that can be written to, got: {error.strerror}; "
+            "choose another --out"
+        ) from error
+    lock = _lock(run.folder)
+    try:
+        for name in (WEIGHTS, HISTORY):
+            if (run.folder / name).exists():
+                raise FileExistsError(
+                    f"{run.folder}: expected a new folder, got one that holds a run ({name}); "
+                    "choose another --out"
+                )
+        yield run
+    finally:
+        with lock, suppress(OSError):
+            (run.folder / LOCK).unlink()
+        with suppress(OSError):  # as a rule something is in it
+            run.folder.rmdir()
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Open the lock file of a folder, alone.
+
+    The system gives the lock back when a process ends, however it ends, so a lock file that a
+    killed process left behind locks nothing. Windows and some file systems have no such lock.
+    """
+    path = folder / LOCK
+    while True:
+        file = open(path, "a+")  # noqa: SIM115 (stays open: closing it gives the lock back)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read() or "another process"
+            raise FileExistsError(
+                f"{folder}: expected a folder for this run alone, got one in which {holder} "
+                "is at work; choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
+                return file
+        file.close()  # its holder removed it between our open and our lock
+
+
+def latest(root: str | os.PathLike[str] = RUNS) -> Run:
+    """The run under `root` whose weights were written last.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    found = [path for path in Path(root).glob(f"*/{WEIGHTS}") if (path.parent / CONFIG).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{root}: expected a folder with runs, got none (fix: minicnn train --dataset digits)"
+        )
+    return Run(max(found, key=lambda path: path.stat().st_mtime_ns).parent)
