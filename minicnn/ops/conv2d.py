@@ -128,11 +128,29 @@ def _blocks(x: Array, win: Window, places: int) -> Iterator[slice]:
     return (slice(n, n + step) for n in range(0, N, step))
 
 
+# ---------------------------------------------------------------- numba (see conv2d_numba.py)
+
+
+def _forward_numba(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
+    from minicnn.ops import conv2d_numba  # compiles: only when asked for
+
+    return conv2d_numba.forward(x, w, b, win, groups)
+
+
+def _backward_numba(
+    dy: Array, x: Array, w: Array, win: Window, groups: int
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import conv2d_numba
+
+    return conv2d_numba.backward(dy, x, w, win, groups)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 
