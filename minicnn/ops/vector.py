@@ -468,6 +468,14 @@ def tile_add(typingctx, x, y):
     )
 
 
+def _as_written(module: ir.Module) -> ir.MDValue:
+    """Return loop metadata that keeps LLVM from unrolling: two steps at once spill registers."""
+    disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    loop = ir.MDValue(module, [], name=str(len(module.metadata)))
+    loop.operands = (loop, disable)  # a loop's metadata names itself first
+    return loop
+
+
 def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
     """Emit the loop over k of `outer_tile` (spread) or `lane_tile`."""
     v = acc.dtype
@@ -498,7 +506,8 @@ def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
             for s in range(vectors):
                 new.append(e.fma(v, xs[s], bs[s], sums[r * vectors + s]))
         j_next, b_next, end = e.b.add(j, e.int(1)), e.b.add(bj, step_), e.b.block
-        e.b.cbranch(e.b.icmp_signed("<", j_next, n_), loop, after)
+        repeat = e.b.cbranch(e.b.icmp_signed("<", j_next, n_), loop, after)
+        repeat.set_metadata("llvm.loop", _as_written(e.b.module))
 
         j.add_incoming(e.int(0), before)
         j.add_incoming(j_next, end)
