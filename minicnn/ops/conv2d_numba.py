@@ -47,7 +47,6 @@ from minicnn.ops.vector import (
     VECTOR_BYTES,
     add,
     lane_count,
-    lane_multiples,
     lane_offsets,
     lane_tile,
     lanes,
@@ -71,7 +70,8 @@ from minicnn.shapes import Window
 NARROW, WIDE = ROWS, 2 * ROWS  # vectors of a tile on a panel of one and of two vectors
 BLOCK = 64  # terms added in one go; longer sums are sums of blocks
 BAND_BYTES = 512 << 10  # packed input and output of a band: they stay in the L2 cache
-SHARES = 8  # a batch is cut into at least so many bands, if its images have the rows
+SHORT = 32  # shorter rows of taps or pixels are not worth leaving their padding out
+SHARES = 16  # a batch is cut into at least so many bands, if its images have the rows
 PARTS_BYTES = 32 << 20  # partial weight gradients may take so much
 
 
@@ -87,6 +87,11 @@ class Phase(NamedTuple):
     scale: int
     taps: tuple[int, ...]
     offsets: tuple[int, ...]
+
+    def meets(self, size: int) -> np.ndarray:
+        """Tell which taps meet one of `size` pixels, not padding: (count, taps)."""
+        at = np.arange(self.count)[:, None] * self.scale + np.array(self.offsets, int)
+        return (at >= 0) & (at < size)
 
 
 def _forward_axis(places: int, kernel: int, stride: int, dilation: int, before: int) -> list[Phase]:
@@ -105,55 +110,20 @@ def _adjoint_axis(size: int, kernel: int, stride: int, dilation: int, before: in
     return phases
 
 
-class Plan(NamedTuple):
-    """All that the kernels need to know of one geometry: sizes and tables of offsets.
+class Maps(NamedTuple):
+    """Where one direction reads and writes: the source's and the target's channels and sizes."""
 
-    "Source" is the map that is read (x, or dy in the adjoint), "target" the one that is written.
-    A slot is a place in a packed pixel.
-    """
-
-    lanewise: bool
-    # Maps: pixels and columns of an image's plane, elements of an image
-    source_rows: int
-    source_columns: int
-    source_image: int
-    target_rows: int
-    target_columns: int
-    target_image: int
-    # Packed pixels: where the plane of each slot starts in its image (target: -1 for no plane)
-    source_planes: np.ndarray  # (source slots,)
-    target_planes: np.ndarray  # (target slots,)
-    # A band: target rows from band*band_rows, and source rows from band*band_step + first_row
-    bands: int
-    band_rows: int
-    band_step: int
-    first_row: int
-    buffer_rows: int
-    buffer_columns: int
-    first_column: int  # the source column at column 0 of the buffer; at most 0
-    source_pixels: np.ndarray  # (pixels,) where each pixel of a band's source rows goes
-    # Phases: tables of offsets into the packed source, the packed target and the weights
-    lattice_rows: np.ndarray  # (phases,)
-    lattice_columns: np.ndarray  # (phases,)
-    band_lattice: int  # rows of each lattice in a band
-    pixels: np.ndarray  # (phases, pixels)
-    targets: np.ndarray  # (phases, pixels)
-    depth: np.ndarray  # (phases,) number of taps k
-    cols: np.ndarray  # (phases, depth)
-    weight_taps: np.ndarray  # (phases, depth) where tap k lies in w, from ...
-    weight_slots: np.ndarray  # (target slots,) ... the filter (or channel) of the slot
-    weight_start: np.ndarray  # (phases + 1,) where the packed weights of each phase start
-    # Panels of one or two vectors of slots
-    panel_slot: np.ndarray  # (panels,) first slot
-    panel_width: np.ndarray  # (panels,) slots
-    panel_source: np.ndarray  # (panels,) offset to the group's channels in a packed source pixel
+    source: tuple[int, int, int]  # channels, rows, columns
+    target: tuple[int, int, int]
+    source_group: int  # channels of one group
+    target_group: int
+    rows: list[Phase]
+    columns: list[Phase]
+    source_weight: int  # step in w from one source channel of a group to the next
+    target_weight: np.ndarray  # (target channels,) where each begins in w
 
 
-@lru_cache(maxsize=256)
-def _plan(
-    adjoint: bool, shares: int, L: int, C: int, H: int, W: int, F: int, win: Window, groups: int
-) -> Plan:
-    """Tabulate the forward of a geometry, or its adjoint; `shares` bands an image, if it can."""
+def _maps(adjoint: bool, C: int, H: int, W: int, F: int, win: Window, groups: int) -> Maps:
     OH, OW = win.output_size("conv2d", H, W)
     CG, FG = C // groups, F // groups
     taps = win.kernel[0] * win.kernel[1]
@@ -165,103 +135,303 @@ def _plan(
         )
     )
     if adjoint:
-        (SC, SH, SW, SG), (TC, TH, TW, TG) = (F, OH, OW, FG), (C, H, W, CG)
-        tap_of_source, c = CG * taps, np.arange(C)
-        tap_of_target = c // CG * (FG * CG * taps) + c % CG * taps
-    else:
-        (SC, SH, SW, SG), (TC, TH, TW, TG) = (C, H, W, CG), (F, OH, OW, FG)
-        tap_of_source, tap_of_target = taps, np.arange(F) * (CG * taps)
+        c = np.arange(C)
+        begins = c // CG * (FG * CG * taps) + c % CG * taps
+        return Maps((F, OH, OW), (C, H, W), FG, CG, rows, columns, CG * taps, begins)
+    begins = np.arange(F) * (CG * taps)
+    return Maps((C, H, W), (F, OH, OW), CG, FG, rows, columns, taps, begins)
 
-    # Slots. Lanewise, slot (m, t) of the source holds the m-th channel of t's group.
-    lanewise = groups > 1 and 2 * TG < L
-    runs = 1 if lanewise else groups  # the target's slots are runs of channels, padded to vectors
+
+class Slots(NamedTuple):
+    """What a packed pixel holds. A slot is one number of it; -1 marks an empty one."""
+
+    lanewise: bool
+    images: int  # images whose pixels lie side by side
+    in_lanes: bool  # these images are slots of one packed pixel, not pixels of their own
+    source_planes: np.ndarray  # (source slots,) where the plane of each starts in its image
+    target_planes: np.ndarray  # (target slots,)
+    source_step: int  # slots from one source channel of a group to the next
+    target_weight: np.ndarray  # (target slots,) where each begins in w
+    panel_slot: np.ndarray  # (panels,) first slot; a panel is one or two vectors of slots
+    panel_width: np.ndarray  # (panels,)
+    panel_source: np.ndarray  # (panels,) first slot of the source that the panel reads
+
+
+def _channel_slots(maps: Maps, L: int, images: int) -> Slots:
+    """Channels in the lanes: of each group, or with few channels a group those of all groups."""
+    (SC, SH, SW), (TC, TH, TW) = maps.source, maps.target
+    SG, TG = maps.source_group, maps.target_group
+    lanewise = TC > TG and 2 * TG < L
+    runs = 1 if lanewise else TC // TG  # the target's slots: runs of channels, padded to vectors
     run = _up(TC // runs, L)
     channel = np.full((runs, run), -1)
     channel[:, : TC // runs] = np.arange(TC).reshape(runs, -1)
     channel = channel.ravel()
-    pitch = SC if SC < L else _up(SC, L)
-    source_channel, slot_step = np.minimum(np.arange(pitch), SC - 1), 1
-    if lanewise:
-        below = np.maximum(channel, 0) // TG * SG
-        source_channel, slot_step = np.add.outer(np.arange(SG), below).ravel(), run
-        pitch = SG * run
-
-    # Panels of two vectors; an odd last one of one vector.
     firsts = np.arange(0, run, 2 * L)
     panel_slot = np.add.outer(np.arange(runs) * run, firsts).ravel()
-    panel_width = np.tile(np.minimum(2 * L, run - firsts), runs)
-    panel_source = panel_slot if lanewise else np.repeat(np.arange(runs) * SG, len(firsts))
+    if lanewise:  # slot (m, t) of the source holds the m-th channel of t's group
+        source = np.add.outer(np.arange(SG), np.maximum(channel, 0) // TG * SG).ravel()
+    else:
+        source = np.minimum(np.arange(SC if SC < L else _up(SC, L)), SC - 1)
+    return Slots(
+        lanewise=lanewise,
+        images=images,
+        in_lanes=False,
+        source_planes=source * (SH * SW),
+        target_planes=np.where(channel < 0, -1, channel * (TH * TW)),
+        source_step=run if lanewise else 1,
+        target_weight=np.where(channel < 0, -1, maps.target_weight[channel]),
+        panel_slot=panel_slot,
+        panel_width=np.tile(np.minimum(2 * L, run - firsts), runs),
+        panel_source=panel_slot if lanewise else np.repeat(np.arange(runs) * SG, len(firsts)),
+    )
+
+
+def _image_slots(maps: Maps, L: int) -> Slots:
+    """Images in the lanes, for targets with few channels: a panel a channel, one weight a lane."""
+    (SC, SH, SW), (TC, TH, TW) = maps.source, maps.target
+    lane = np.arange(L)
+    return Slots(
+        lanewise=True,
+        images=L,
+        in_lanes=True,
+        source_planes=np.add.outer(np.arange(SC) * (SH * SW), lane * (SC * SH * SW)).ravel(),
+        target_planes=np.add.outer(np.arange(TC) * (TH * TW), lane * (TC * TH * TW)).ravel(),
+        source_step=L,
+        target_weight=np.repeat(maps.target_weight, L),
+        panel_slot=np.arange(TC) * L,
+        panel_width=np.full(TC, L),
+        panel_source=np.arange(TC) // maps.target_group * (maps.source_group * L),
+    )
+
+
+class Plan(NamedTuple):
+    """All that the kernels need to know of one geometry: sizes and tables of offsets.
+
+    "Source" is the map that is read (x, or dy in the adjoint), "target" the one that is written.
+    """
+
+    lanewise: bool
+    in_lanes: bool
+    images: int  # in an item of work: so many images ...
+    beside: int  # ... whose packed pixels lie side by side (1 if they share the slots of one)
+    cost: int  # vector operations an image
+    # Maps: rows, columns, and elements of an image
+    source_rows: int
+    source_columns: int
+    source_image: int
+    target_rows: int
+    target_columns: int
+    target_image: int
+    source_planes: np.ndarray
+    target_planes: np.ndarray
+    target_from: np.ndarray  # target_planes with some plane for the empty slots
+    # A band: target rows from band*band_rows, and source rows from band*band_step + first_row
+    bands: int
+    band_rows: int
+    band_step: int
+    first_row: int
+    buffer_rows: int
+    buffer_columns: int
+    first_column: int  # the source column at column 0 of the buffer; at most 0
+    source_pixels: np.ndarray  # (pixels,) where each pixel of a band's source rows goes
+    target_pixels: np.ndarray  # (pixels,) and where those of the target's rows are
+    # Phases: tables of offsets into the packed source, the packed target and the weights
+    lattice_rows: np.ndarray  # (phases,)
+    lattice_columns: np.ndarray  # (phases,)
+    band_lattice: int  # rows of each lattice in a band
+    pixels: np.ndarray  # (phases, pixels)
+    targets: np.ndarray  # (phases, pixels)
+    depth: np.ndarray  # (phases,) number of taps k
+    cols: np.ndarray  # (phases, depth)
+    weight_taps: np.ndarray  # (phases, depth) where tap k lies in w, from ...
+    weight_slots: np.ndarray  # (target slots,) ... the filter (or channel) of the slot
+    weight_start: np.ndarray  # (phases + 1,) where the packed weights of each phase start
+    panel_slot: np.ndarray
+    panel_width: np.ndarray
+    panel_source: np.ndarray
+    # Runs of k that a tile of pixels needs, and of pixels that a tile of k needs: the rest is
+    # padding. Tile t of a band has runs[at[t]] .. runs[at[t + 1]], each (first, end).
+    tap_runs_at: np.ndarray  # (phases, bands, tiles + 1)
+    tap_runs: np.ndarray  # (runs, 2)
+    pixel_runs_at: np.ndarray  # (bands, tiles + 1), of a forward plan
+    pixel_runs: np.ndarray  # (runs, 2)
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    adjoint: bool, N: int, L: int, C: int, H: int, W: int, F: int, win: Window, groups: int
+) -> Plan:
+    """Tabulate the forward of a geometry, or its adjoint, in the cheapest of the packings."""
+    maps = _maps(adjoint, C, H, W, F, win, groups)
+    packings = [_channel_slots(maps, L, images) for images in (1, ROWS)]
+    if adjoint and 2 * maps.target_group < L <= N:
+        packings.append(_image_slots(maps, L))
+    plans = [_tabulate(maps, slots, win.kernel[1], N, L) for slots in packings]
+    return min(plans, key=lambda plan: plan.cost * -(-N // plan.images) * plan.images)
+
+
+def _tabulate(maps: Maps, slots: Slots, KW: int, N: int, L: int) -> Plan:
+    (SC, SH, SW), (TC, TH, TW) = maps.source, maps.target
+    rows, columns, SG = maps.rows, maps.columns, maps.source_group
+    beside = 1 if slots.in_lanes else slots.images
+    pitch, width = len(slots.source_planes) * beside, len(slots.target_planes) * beside
 
     # The buffer of a band.
     at_rows = [i for phase in rows for i in phase.offsets] or [0]
-    at_columns = [i for phase in columns for i in phase.offsets] or [0]
-    scale = rows[0].scale
-    first_column = min([0, *at_columns])
+    first_row, halo = min(at_rows), max(at_rows) - min(at_rows)
+    at_columns = [i for phase in columns for i in phase.offsets]
     ends = [(phase.count - 1) * phase.scale + i + 1 for phase in columns for i in phase.offsets]
+    first_column = min([0, *at_columns])
     WB = max([SW, *ends]) - first_column
-    lattice = max(phase.count for phase in rows)
-    step = rows[0].step
-    per_row = scale * WB * pitch + step * TW * len(channel)
-    halo = (max(at_rows) - min(at_rows)) * WB * pitch
-    most = max(1, (BAND_BYTES * L // VECTOR_BYTES - halo) // per_row)
-    bands = max(-(-lattice // most), min(shares, lattice))
-    band = -(-lattice // bands)
+    scale, step, lattice = rows[0].scale, rows[0].step, max(phase.count for phase in rows)
+    room = BAND_BYTES * L // VECTOR_BYTES - halo * WB * pitch
+    most = max(1, room // (scale * WB * pitch + step * TW * width))
+    shares = -(-SHARES // -(-N // slots.images))
+    band = -(-lattice // max(-(-lattice // most), min(shares, lattice)))
     bands = -(-lattice // band)
-    buffer_rows = (band - 1) * scale + max(at_rows) - min(at_rows) + 1
-    h, w = np.indices((min(buffer_rows, SH), SW))
+    buffer_rows = (band - 1) * scale + halo + 1
 
     phases = [(r, c) for r in rows for c in columns]
-    widest = max(c.count for c in columns)
+    places = band * max(c.count for c in columns) * beside
     deepest = max(len(r.taps) * len(c.taps) for r, c in phases) * SG
-    pixels = np.zeros((len(phases), band * widest), np.int32)
-    targets = np.zeros_like(pixels)
+    pixels, targets = np.zeros((2, len(phases), places), np.int32)
     cols = np.zeros((len(phases), deepest), np.int32)
     weight_taps = np.zeros((len(phases), deepest), np.int64)
-    depth = []
+    depth = np.array([len(r.taps) * len(c.taps) * SG for r, c in phases])
     for a, (r, c) in enumerate(phases):
-        i, j = (k.ravel() for k in np.indices((band, c.count)))
-        pixels[a, : i.size] = (i * r.scale * WB + j * c.scale) * pitch
-        targets[a, : i.size] = ((r.start + i * r.step) * TW + c.start + j * c.step) * len(channel)
+        i, j, k = np.ogrid[:band, : c.count, :beside]
+        at = (i * r.scale * WB + j * c.scale) * pitch + k * (pitch // beside)
+        pixels[a, : at.size] = at.ravel()
+        at = ((r.start + i * r.step) * TW + c.start + j * c.step) * width + k * (width // beside)
+        targets[a, : at.size] = at.ravel()
         at = np.add.outer(
-            (np.array(r.offsets, int) - min(at_rows)) * WB, np.array(c.offsets, int) - first_column
+            (np.array(r.offsets, int) - first_row) * WB, np.array(c.offsets, int) - first_column
         )
-        tap = np.add.outer(np.array(r.taps, int) * win.kernel[1], np.array(c.taps, int))
-        depth.append(SG * at.size)
-        cols[a, : depth[-1]] = np.add.outer(np.arange(SG) * slot_step, at * pitch).ravel()
-        weight_taps[a, : depth[-1]] = np.add.outer(np.arange(SG) * tap_of_source, tap).ravel()
+        tap = np.add.outer(np.array(r.taps, int) * KW, np.array(c.taps, int))
+        channel = np.arange(SG)
+        cols[a, : depth[a]] = np.add.outer(at * pitch, channel * slots.source_step).ravel()
+        weight_taps[a, : depth[a]] = np.add.outer(tap, channel * maps.source_weight).ravel()
 
+    tap_runs_at, tap_runs, products = _tap_runs(phases, maps, band, bands, beside)
+    pixel_runs_at, pixel_runs = _pixel_runs(rows[0], columns[0], maps, band, bands, beside)
+    h, w = np.indices((min(buffer_rows, SH), SW))
+    packs = 12 * bands * buffer_rows * WB * pitch // L  # a transposed vector costs twelve products
     return Plan(
-        lanewise=lanewise,
+        lanewise=slots.lanewise,
+        in_lanes=slots.in_lanes,
+        images=slots.images,
+        beside=beside,
+        cost=(products * ROWS * int(slots.panel_width.sum()) // L + packs) // slots.images,
         source_rows=SH,
         source_columns=SW,
         source_image=SC * SH * SW,
         target_rows=TH,
         target_columns=TW,
         target_image=TC * TH * TW,
-        source_planes=source_channel * (SH * SW),
-        target_planes=np.where(channel < 0, -1, channel * (TH * TW)),
+        source_planes=slots.source_planes,
+        target_planes=slots.target_planes,
+        target_from=np.maximum(slots.target_planes, 0),
         bands=bands,
         band_rows=band * step,
         band_step=band * scale,
-        first_row=min(at_rows),
+        first_row=first_row,
         buffer_rows=buffer_rows,
         buffer_columns=WB,
         first_column=first_column,
         source_pixels=((h * WB + w - first_column) * pitch).ravel().astype(np.int32),
+        target_pixels=np.arange(band * step * TW, dtype=np.int32) * width,
         lattice_rows=np.array([r.count for r, _ in phases]),
         lattice_columns=np.array([c.count for _, c in phases]),
         band_lattice=band,
         pixels=pixels,
         targets=targets,
-        depth=np.array(depth),
+        depth=depth,
         cols=cols,
         weight_taps=weight_taps,
-        weight_slots=np.where(channel < 0, -1, tap_of_target[channel]),
-        weight_start=np.cumsum([0, *depth]) * len(channel),
-        panel_slot=panel_slot,
-        panel_width=panel_width,
-        panel_source=panel_source,
+        weight_slots=slots.target_weight,
+        weight_start=np.cumsum([0, *depth]) * len(slots.target_planes),
+        panel_slot=slots.panel_slot,
+        panel_width=slots.panel_width,
+        panel_source=slots.panel_source,
+        tap_runs_at=tap_runs_at,
+        tap_runs=tap_runs,
+        pixel_runs_at=pixel_runs_at,
+        pixel_runs=pixel_runs,
     )
+
+
+def _tap_runs(
+    phases: list[tuple[Phase, Phase]], maps: Maps, band: int, bands: int, beside: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """List, for every tile of pixels, the runs of k in which a pixel of it meets a pixel.
+
+    Also return how many k the tiles of all bands take together.
+    """
+    tiles = -(-band * max(c.count for _, c in phases) * beside // ROWS)
+    counts, runs = np.zeros((len(phases), bands, tiles), np.int64), []
+    for a, (r, c) in enumerate(phases):
+        rows, columns = _span(r.meets(maps.source[1])), _span(c.meets(maps.source[2]))
+        for b in range(bands):
+            pixels = max(0, min(r.count - b * band, band)) * c.count * beside
+            tile = np.minimum(np.arange(_up(pixels, ROWS)), pixels - 1).reshape(-1, ROWS) // beside
+            i, j = b * band + tile // c.count, tile % c.count
+            box = [f(k, axis=1) for k, f in ((rows[0][i], np.min), (rows[1][i], np.max))]
+            box += [f(k, axis=1) for k, f in ((columns[0][j], np.min), (columns[1][j], np.max))]
+            counts[a, b, : len(tile)], new = _runs(*box, len(c.taps), maps.source_group)
+            runs.append(new)
+    flat = np.concatenate(runs)
+    return _starts(counts), flat, int((flat[:, 1] - flat[:, 0]).sum())
+
+
+def _pixel_runs(
+    r: Phase, c: Phase, maps: Maps, band: int, bands: int, beside: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """List, for every tile of k, the runs of pixels that a tap of it meets."""
+    rows, columns = _span(r.meets(maps.source[1]).T), _span(c.meets(maps.source[2]).T)
+    depth = len(r.taps) * len(c.taps) * maps.source_group
+    tap = np.minimum(np.arange(_up(depth, ROWS)), depth - 1).reshape(-1, ROWS) // maps.source_group
+    p, q = tap // len(c.taps), tap % len(c.taps)
+    i0, i1 = rows[0][p].min(axis=1), rows[1][p].max(axis=1)
+    j0, j1 = columns[0][q].min(axis=1), columns[1][q].max(axis=1)
+    counts, runs = np.zeros((bands, len(tap)), np.int64), []
+    for b in range(bands):
+        i = [np.clip(k - b * band, 0, band) for k in (i0, i1)]
+        counts[b], new = _runs(*i, j0, j1, c.count, beside)
+        runs.append(new)
+    return _starts(counts), np.concatenate(runs)
+
+
+def _span(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the run of True in every row begins and ends."""
+    first = inside.argmax(axis=1) if inside.size else np.zeros(len(inside), int)
+    return first, first + inside.sum(axis=1)
+
+
+def _runs(
+    r0: np.ndarray, r1: np.ndarray, q0: np.ndarray, q1: np.ndarray, Q: int, unit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rectangles of rows r0 .. r1 and columns q0 .. q1 out of rows of Q*unit numbers.
+
+    Returns how many runs each takes and the runs. Rows too short for a loop are taken whole.
+    """
+    some = (r1 > r0) & (q1 > q0)
+    whole = (q1 - q0) * unit < min(SHORT, Q * unit)
+    q0, q1 = np.where(whole, 0, q0), np.where(whole, Q, q1)
+    joined = q1 - q0 == Q
+    counts = np.where(some, np.where(joined, 1, r1 - r0), 0)
+    of = np.repeat(np.arange(len(counts)), counts)
+    row = r0[of] + np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = (row * Q + q0[of]) * unit
+    end = np.where(joined[of], r1[of] * Q * unit, first + (q1 - q0)[of] * unit)
+    return counts, np.stack([first, end], axis=1)
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Return where the runs of every tile start, and after the last of a row where they end."""
+    ends = np.cumsum(counts).reshape(counts.shape)
+    starts = ends - counts
+    return np.concatenate([starts, ends[..., -1:]], axis=-1)
 
 
 def _up(number: int, multiple: int) -> int:
@@ -290,43 +460,46 @@ def pack(image, start, planes, pixels, first, count, out, shift):
 
 
 @kernel()
-def unpack(packed, planes, count, image, start):
-    """Copy packed pixels 0 .. count to the planes of an image, from `start` on."""
+def unpack(packed, shift, pixels, planes, count, image, start):
+    """Copy packed pixels 0 .. count from ``packed[shift + pixels + slot]`` to an image's planes."""
     L = lane_count(image)
     slots = planes.size
     if count >= L:
-        pixels = lane_multiples(slots, packed)
         for s in range(0, slots, L):
             rows = lane_offsets(planes, s, image)
             for i in range(0, count, L):
                 p = min(i, count - L)
-                block = load_rows(packed, p * slots + s, pixels)
+                block = load_rows(packed, shift + s, lane_offsets(pixels, p, image))
                 store_rows(image, start + p, rows, transpose(block))
     else:
         for s in range(slots):
             if planes[s] >= 0:
                 for p in range(count):
-                    image[start + planes[s] + p] = packed[p * slots + s]
+                    image[start + planes[s] + p] = packed[shift + pixels[p] + s]
 
 
 @kernel()
-def _pack_source(x, n, band, plan, out):
-    """Pack the source rows of a band of image n, with the zeros around them."""
-    pitch = out.size // (plan.buffer_rows * plan.buffer_columns)
+def _pack_source(x, n, images, band, plan, out):
+    """Pack the source rows of a band of some images from n on, with the zeros around them."""
+    slots = plan.source_planes.size
+    pitch = slots * plan.beside
     row, width = plan.buffer_columns * pitch, plan.source_columns * pitch
     left = -plan.first_column * pitch
     top = band * plan.band_step + plan.first_row  # rows head .. tail of the buffer hold pixels
     head = min(plan.buffer_rows, max(0, -top))
     tail = min(plan.buffer_rows, max(head, plan.source_rows - top))
+    if images < plan.beside:
+        out[:] = 0
     out[: head * row] = 0
     out[tail * row :] = 0
     for i in range(head, tail):
         out[i * row : i * row + left] = 0
         out[i * row + left + width : (i + 1) * row] = 0
-    if head < tail:
-        first, count = (top + head) * plan.source_columns, (tail - head) * plan.source_columns
-        start = n * plan.source_image
-        pack(x, start, plan.source_planes, plan.source_pixels, first, count, out, head * row)
+    first, count = (top + head) * plan.source_columns, (tail - head) * plan.source_columns
+    for m in range(images):
+        shift = head * row + m * slots
+        start = (n + m) * plan.source_image
+        pack(x, start, plan.source_planes, plan.source_pixels, first, count, out, shift)
 
 
 @kernel()
@@ -345,41 +518,51 @@ def _pack_weights(w, plan, phase, panel, out):
 
 @kernel()
 def tile_products(
-    acc, lanewise, x, x0, pixels, count, cols, depth, w, w0, bias, b0, y, y0, targets
+    acc, lanewise, x, x0, pixels, count, cols, runs_at, runs, w, w0, bias, b0, y, y0, targets
 ):
     """``y[targets[p] + y0] = bias[b0] + sum over k of x[pixels[p] + x0 + cols[k]] * w[w0][k]``.
 
-    For p < count and k < depth, on a panel as wide as a row of `acc`, a block of zeros.
+    For p < count, on a panel as wide as a row of `acc`, a block of zeros. Tile t of pixels takes
+    the k in ``runs[runs_at[t]] .. runs[runs_at[t + 1]]``.
     """
     width = lane_count(w) * (len(acc) // ROWS)
-    for p in range(0, count, ROWS):
-        rows = offsets(pixels, p, count - 1, ROWS)  # past the end: the last pixel again
+    for t in range((count + ROWS - 1) // ROWS):
+        rows = offsets(pixels, t * ROWS, count - 1, ROWS)  # past the end: the last pixel again
         sums = tile_repeat(acc, bias, b0, ROWS)
-        for k in range(0, depth, BLOCK):
-            n, wk = min(BLOCK, depth - k), w0 + k * width
-            if lanewise:
-                block = lane_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
-            else:
-                block = outer_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
-            sums = tile_add(sums, block)
-        tile_store(sums, y, y0, offsets(targets, p, count - 1, ROWS))
+        for r in range(runs_at[t], runs_at[t + 1]):
+            first, end = runs[r, 0], runs[r, 1]
+            for k in range(first, end, BLOCK):
+                n, wk = min(BLOCK, end - k), w0 + k * width
+                if lanewise:
+                    block = lane_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
+                else:
+                    block = outer_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
+                sums = tile_add(sums, block)
+        tile_store(sums, y, y0, offsets(targets, t * ROWS, count - 1, ROWS))
 
 
 @kernel()
-def tile_gradients(acc, lanewise, x, x0, pixels, count, cols, depth, dy, dy0, pitch, dw, w0):
-    """``dw[w0][k] += sum over p of x[cols[k] + x0 + pixels[p]] * dy[p * pitch + dy0]``."""
+def tile_gradients(
+    acc, lanewise, x, x0, pixels, cols, depth, runs_at, runs, dy, dy0, pitch, dw, w0
+):
+    """``dw[w0][k] += sum over p of x[cols[k] + x0 + pixels[p]] * dy[p * pitch + dy0]``.
+
+    For k < depth. Tile t of k takes the p in ``runs[runs_at[t]] .. runs[runs_at[t + 1]]``.
+    """
     width = lane_count(dw) * (len(acc) // ROWS)
-    for k in range(0, depth, ROWS):
-        rows = offsets(cols, k, depth - 1, ROWS)
-        places = multiples(k, depth - 1, width, ROWS)
+    for t in range((depth + ROWS - 1) // ROWS):
+        rows = offsets(cols, t * ROWS, depth - 1, ROWS)
+        places = multiples(t * ROWS, depth - 1, width, ROWS)
         sums = tile_load(acc, dw, w0, places)
-        for p in range(0, count, BLOCK):
-            n, at = min(BLOCK, count - p), p * pitch + dy0
-            if lanewise:
-                block = lane_tile(acc, x, x0, rows, pixels, p, n, dy, at, pitch)
-            else:
-                block = outer_tile(acc, x, x0, rows, pixels, p, n, dy, at, pitch)
-            sums = tile_add(sums, block)
+        for r in range(runs_at[t], runs_at[t + 1]):
+            first, end = runs[r, 0], runs[r, 1]
+            for p in range(first, end, BLOCK):
+                n, at = min(BLOCK, end - p), p * pitch + dy0
+                if lanewise:
+                    block = lane_tile(acc, x, x0, rows, pixels, p, n, dy, at, pitch)
+                else:
+                    block = outer_tile(acc, x, x0, rows, pixels, p, n, dy, at, pitch)
+                sums = tile_add(sums, block)
         tile_store(sums, dw, w0, places)  # all rows were loaded before: repeated ones agree
 
 
@@ -400,42 +583,52 @@ def add_pixels(dy, count, slots, db):
 
 
 @kernel()
-def _correlate_band(x, w, bias, y, n, band, plan, source, target):
-    _pack_source(x, n, band, plan, source)
+def _correlate_band(x, w, bias, y, n, images, band, plan, source, target):
+    _pack_source(x, n, images, band, plan, source)
     for a in range(plan.depth.size):
         rows = min(plan.band_lattice, plan.lattice_rows[a] - band * plan.band_lattice)
-        count = rows * plan.lattice_columns[a]
-        depth, cols = plan.depth[a], plan.cols[a]
-        pixels, targets = plan.pixels[a], plan.targets[a]
+        count = rows * plan.lattice_columns[a] * plan.beside
+        pixels, targets, cols = plan.pixels[a], plan.targets[a], plan.cols[a]
+        runs_at = plan.tap_runs_at[a, band]
         for panel in range(plan.panel_slot.size):
             slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
-            w0 = plan.weight_start[a] + slot * depth
-            args = (plan.lanewise, source, x0, pixels, count, cols, depth, w, w0)
+            w0 = plan.weight_start[a] + slot * plan.depth[a]
+            args = (plan.lanewise, source, x0, pixels, count, cols, runs_at, plan.tap_runs, w, w0)
             if plan.panel_width[panel] == lane_count(w):
                 tile_products(zeros(w, NARROW), *args, bias, slot, target, slot, targets)
             else:
                 tile_products(zeros(w, WIDE), *args, bias, slot, target, slot, targets)
     first = band * plan.band_rows
     count = (min(plan.target_rows, first + plan.band_rows) - first) * plan.target_columns
-    start = n * plan.target_image + first * plan.target_columns
-    unpack(target, plan.target_planes, count, y, start)
+    planes, pixels = plan.target_planes, plan.target_pixels
+    for m in range(images):
+        start = (n + m) * plan.target_image + first * plan.target_columns
+        unpack(target, m * planes.size, pixels, planes, count, y, start)
 
 
 @kernel()
-def _gradient_band(x, dy, n, band, plan, dy_planes, source, target, dw, db):
-    _pack_source(x, n, band, plan, source)
-    first = band * plan.band_rows * plan.target_columns
-    count = min(plan.band_rows * plan.target_columns, plan.target_rows * plan.target_columns - first)
-    pack(dy, n * plan.target_image, dy_planes, plan.targets[0], first, count, target, 0)
-    slots, depth = dy_planes.size, plan.depth[0]
+def _gradient_band(x, dy, n, images, band, plan, source, target, dw, db):
+    _pack_source(x, n, images, band, plan, source)
+    slots, columns = plan.target_planes.size, plan.target_columns
+    first = band * plan.band_rows
+    count = (min(plan.target_rows, first + plan.band_rows) - first) * columns
+    if images < plan.beside or count < plan.band_rows * columns:
+        target[:] = 0
+    for m in range(images):
+        start = (n + m) * plan.target_image
+        shift = m * slots
+        pack(dy, start, plan.target_from, plan.target_pixels, first * columns, count, target, shift)
+    depth = plan.depth[0]
+    runs_at = plan.pixel_runs_at[band]
     for panel in range(plan.panel_slot.size):
         slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
-        args = (plan.lanewise, source, x0, plan.pixels[0], count, plan.cols[0], depth)
+        args = (plan.lanewise, source, x0, plan.pixels[0], plan.cols[0], depth, runs_at)
+        rest = (plan.pixel_runs, target, slot, slots, dw, slot * depth)
         if plan.panel_width[panel] == lane_count(dw):
-            tile_gradients(zeros(dw, NARROW), *args, target, slot, slots, dw, slot * depth)
+            tile_gradients(zeros(dw, NARROW), *args, *rest)
         else:
-            tile_gradients(zeros(dw, WIDE), *args, target, slot, slots, dw, slot * depth)
-    add_pixels(target, count, slots, db)
+            tile_gradients(zeros(dw, WIDE), *args, *rest)
+    add_pixels(target, count * plan.beside, slots, db)
 
 
 @kernel()
@@ -463,33 +656,31 @@ def _correlate(x, w, bias, y, N, plan, packed, sources, targets):
     phases, panels = plan.depth.size, plan.panel_slot.size
     for i in numba.prange(phases * panels):
         _pack_weights(w, plan, i // panels, i % panels, packed)
-    threads, items = len(sources), N * plan.bands
+    threads, items = len(sources), (N + plan.images - 1) // plan.images * plan.bands
     for t in numba.prange(threads):
         for i in range(t * items // threads, (t + 1) * items // threads):
-            _correlate_band(
-                x, packed, bias, y, i // plan.bands, i % plan.bands, plan, sources[t], targets[t]
-            )
+            n, images = i // plan.bands * plan.images, plan.images
+            if plan.in_lanes:
+                n, images = min(n, N - images), 1  # the last item overlaps the one before
+            else:
+                images = min(images, N - n)
+            band = i % plan.bands
+            _correlate_band(x, packed, bias, y, n, images, band, plan, sources[t], targets[t])
 
 
 @kernel(parallel=True)
-def _gradient(x, dy, dw, db, N, plan, dy_planes, sources, targets, dws, dbs):
-    threads, parts, items = len(sources), len(dws), N * plan.bands
+def _gradient(x, dy, dw, db, N, plan, sources, targets, dws, dbs):
+    threads, parts = len(sources), len(dws)
+    items = (N + plan.images - 1) // plan.images * plan.bands
     for t in numba.prange(threads):
         for part in range(t * parts // threads, (t + 1) * parts // threads):
             dws[part] = 0
             dbs[part] = 0
             for i in range(part * items // parts, (part + 1) * items // parts):
+                n, band = i // plan.bands * plan.images, i % plan.bands
+                images = min(plan.images, N - n)
                 _gradient_band(
-                    x,
-                    dy,
-                    i // plan.bands,
-                    i % plan.bands,
-                    plan,
-                    dy_planes,
-                    sources[t],
-                    targets[t],
-                    dws[part],
-                    dbs[part],
+                    x, dy, n, images, band, plan, sources[t], targets[t], dws[part], dbs[part]
                 )
     for panel in numba.prange(plan.panel_slot.size):
         _reduce_panel(dws, panel, plan, dw)
@@ -524,8 +715,7 @@ def backward(
 
 
 def _plan_of(adjoint: bool, x: Array, F: int, win: Window, groups: int) -> Plan:
-    shares = -(-SHARES // max(1, x.shape[0]))
-    return _plan(adjoint, shares, lanes(x.dtype), *x.shape[1:], F, win, groups)
+    return _plan(adjoint, max(1, x.shape[0]), lanes(x.dtype), *x.shape[1:], F, win, groups)
 
 
 def _run_correlate(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
@@ -533,7 +723,7 @@ def _run_correlate(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) ->
     slots = plan.target_planes.size
     bias = np.zeros(slots, x.dtype)
     if b is not None:
-        bias[plan.target_planes >= 0] = b
+        bias[plan.target_planes >= 0] = b  # only channels are slots when there is a bias
     threads = numba.get_num_threads()
     source, target = _band_sizes(plan)
     with buffers(x.dtype, plan.weight_start[-1], threads * source, threads * target) as lent:
@@ -555,7 +745,8 @@ def _run_gradient(plan: Plan, x: Array, dy: Array, dw: Array, db: Array) -> None
     slots, size = plan.target_planes.size, int(plan.weight_start[-1])
     threads = numba.get_num_threads()
     # The split depends on the shapes alone: the sum is the same for any number of threads.
-    most = min(16, len(x) * plan.bands, max(2, PARTS_BYTES // (size * x.itemsize)))
+    items = -(-len(x) // plan.images) * plan.bands
+    most = min(16, items, max(2, PARTS_BYTES // (size * x.itemsize)))
     parts = 1 << most.bit_length() - 1
     source, target = _band_sizes(plan)
     sizes = threads * source, threads * target, parts * size, parts * slots
@@ -567,7 +758,6 @@ def _run_gradient(plan: Plan, x: Array, dy: Array, dw: Array, db: Array) -> None
             db,
             len(x),
             plan,
-            np.maximum(plan.target_planes, 0),
             sources.reshape(threads, -1),
             targets.reshape(threads, -1),
             dws.reshape(parts, -1),
@@ -576,8 +766,9 @@ def _run_gradient(plan: Plan, x: Array, dy: Array, dw: Array, db: Array) -> None
 
 
 def _band_sizes(plan: Plan) -> tuple[int, int]:
-    source = plan.buffer_rows * plan.buffer_columns * plan.source_planes.size
-    return source, plan.band_rows * plan.target_columns * plan.target_planes.size
+    source = plan.buffer_rows * plan.buffer_columns * plan.source_planes.size * plan.beside
+    target = plan.band_rows * plan.target_columns * plan.target_planes.size * plan.beside
+    return source, target
 
 
 def _flat(a: Array) -> Array:

@@ -20,7 +20,6 @@ A register block is a tuple of vectors. Tuples of offsets say where its rows are
     rows = offsets(table, i, last, n)    table[min(i + r, last)] for r < n
     rows = multiples(i, last, step, n)   min(i + r, last) * step for r < n
     rows = lane_offsets(table, i, a)     table[i + r] for r < L
-    rows = lane_multiples(step, a)       r * step for r < L
     vs = load_rows(a, at, rows)          one vector at every at + rows[r]
     store_rows(a, at, rows, vs)          rows[r] < 0 stores nothing
     vs = transpose(vs)                   L vectors of L lanes
@@ -328,17 +327,6 @@ def multiples(typingctx, i, last, step, n):
     count = n.literal_value
     result = types.UniTuple(types.intp, count)
     return _emits(result(types.intp, types.intp, types.intp, n), body)
-
-
-@intrinsic
-def lane_multiples(typingctx, step, a):
-    result = types.UniTuple(types.intp, _vector(a).count)
-    return _emits(
-        result(types.intp, a),
-        lambda e, ty, args: e.tuple(
-            result, [e.b.mul(args[0], e.int(r)) for r in range(result.count)]
-        ),
-    )
 
 
 @intrinsic
