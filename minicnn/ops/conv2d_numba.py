@@ -1,29 +1,36 @@
+# mypy: disallow-untyped-defs=False
+# (the compiled functions get their types from Numba)
 """conv2d on the CPU: Numba kernels that keep a block of the output in vector registers.
 
-A convolution is a matrix product whose left factor is never written down. With a map packed
-channels-last into a flat buffer, pixel (i, j) of the output and tap k = (c, p, q) meet at
+A convolution is a matrix product whose left factor is never written down. With maps packed
+channels-last into a flat buffer, pixel (i, j) of the output and tap k = (p, q, c) meet at
 
     x[pixels[i, j] + cols[k]]      pixels[i, j] = (i*SH*WB + j*SW) * pitch
-                                   cols[c, p, q] = (p*DH*WB + q*DW) * pitch + c
+                                   cols[p, q, c] = (p*DH*WB + q*DW) * pitch + c
 
-with WB the columns of the buffer and `pitch` the numbers of a pixel. Two small tables of offsets
-thus hold stride, dilation, padding and kernel, and three products remain:
+with WB the columns of the buffer and `pitch` the numbers from one pixel to the next. Two tables
+of offsets hold stride, dilation, padding and kernel, and three products remain:
 
-    y[pixel, f]   = sum over k      of x[pixels + cols] * w[k, f]             forward
-    dw[k, f]      = sum over pixels of x[cols + pixels] * dy[pixel, f]        same tables, swapped
-    dx[pixel, c]  = sum over k      of dy[pixels' + cols'] * w'[k, c]         tables of the adjoint
+    y[pixel, f]   = sum over k      of x[pixels + cols] * w[k, f]       forward
+    dw[k, f]      = sum over pixels of x[cols + pixels] * dy[pixel, f]  the same tables, swapped
+    dx[pixel, c]  = sum over k      of dy[pixels + cols] * w[k, c]      the tables of the adjoint
 
-`tile_products` and `tile_gradients` compute them from packed arrays to packed arrays; f runs over
-the lanes of the vectors, and `vector.outer_tile` is the inner loop. With stride S the taps that
-meet a pixel of dx depend on its remainder by S, so the adjoint has S*S phases, each a convolution
-with stride 1 of its own taps. Groups with few filters (depthwise above all) would leave lanes
-empty: there the lanes run over the filters of all groups, each with its own channel below it
-(`lanewise`), and `vector.lane_tile` multiplies vector by vector.
+`tile_products` and `tile_gradients` compute them, from packed arrays to packed arrays: a tile of
+8 pixels by 2 vectors of filters stays in registers while `vector.outer_tile` runs over k. The
+rest of this file fills tables:
 
-Around the products, `pack` and `unpack` turn a band of an NCHW image into packed form and back in
-the cache. A thread takes whole bands and owns what it writes. Weight gradients are summed in a
-fixed number of parts, so the number of threads changes no bit. Sums longer than BLOCK are added
-block by block, which keeps the rounding error of float32 near that of pairwise summation.
+- With stride S the taps that meet a pixel of dx depend on its remainder by S. The adjoint thus
+  has S*S phases, each a convolution with stride 1 of its own taps.
+- Taps on padding are left out: every tile has its runs of k (or of pixels, for dw). With the
+  pixels of 8 images side by side, a tile is one place of 8 images, and nothing is wasted.
+- Groups with few filters, depthwise above all, would leave lanes empty. There the lanes run over
+  the filters of all groups, each with its own channel in the same lane of x (`lanewise`). A dx
+  of few channels, as that of the first layer, has images in its lanes.
+
+Around the products, `pack` and `unpack` turn a band of rows of an NCHW image into packed form and
+back, within the cache. A thread takes whole bands and owns what it writes. Weight gradients are
+summed in a number of parts that depends on the shapes alone, so the number of threads changes no
+bit. Sums longer than BLOCK are added block by block, which keeps rounding errors small.
 
 References
 ----------
@@ -35,7 +42,7 @@ Architectures", SC 2018, arXiv:1808.05567.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -69,7 +76,7 @@ from minicnn.shapes import Window
 
 NARROW, WIDE = ROWS, 2 * ROWS  # vectors of a tile on a panel of one and of two vectors
 BLOCK = 64  # terms added in one go; longer sums are sums of blocks
-BAND_BYTES = 512 << 10  # packed input and output of a band: they stay in the L2 cache
+BAND_BYTES = 768 << 10  # packed input and output of a band: they stay in the L2 cache
 SHORT = 32  # shorter rows of taps or pixels are not worth leaving their padding out
 SHARES = 16  # a batch is cut into at least so many bands, if its images have the rows
 PARTS_BYTES = 32 << 20  # partial weight gradients may take so much
@@ -83,14 +90,14 @@ class Phase(NamedTuple):
 
     start: int
     step: int
-    count: int
+    places: int
     scale: int
     taps: tuple[int, ...]
     offsets: tuple[int, ...]
 
     def meets(self, size: int) -> np.ndarray:
-        """Tell which taps meet one of `size` pixels, not padding: (count, taps)."""
-        at = np.arange(self.count)[:, None] * self.scale + np.array(self.offsets, int)
+        """Tell which taps meet one of `size` pixels, not padding: (places, taps)."""
+        at = np.arange(self.places)[:, None] * self.scale + np.array(self.offsets, int)
         return (at >= 0) & (at < size)
 
 
@@ -164,9 +171,9 @@ def _channel_slots(maps: Maps, L: int, images: int) -> Slots:
     lanewise = TC > TG and 2 * TG < L
     runs = 1 if lanewise else TC // TG  # the target's slots: runs of channels, padded to vectors
     run = _up(TC // runs, L)
-    channel = np.full((runs, run), -1)
-    channel[:, : TC // runs] = np.arange(TC).reshape(runs, -1)
-    channel = channel.ravel()
+    table = np.full((runs, run), -1)
+    table[:, : TC // runs] = np.arange(TC).reshape(runs, -1)
+    channel = table.ravel()
     firsts = np.arange(0, run, 2 * L)
     panel_slot = np.add.outer(np.arange(runs) * run, firsts).ravel()
     if lanewise:  # slot (m, t) of the source holds the m-th channel of t's group
@@ -281,10 +288,10 @@ def _tabulate(maps: Maps, slots: Slots, KW: int, N: int, L: int) -> Plan:
     at_rows = [i for phase in rows for i in phase.offsets] or [0]
     first_row, halo = min(at_rows), max(at_rows) - min(at_rows)
     at_columns = [i for phase in columns for i in phase.offsets]
-    ends = [(phase.count - 1) * phase.scale + i + 1 for phase in columns for i in phase.offsets]
+    ends = [(phase.places - 1) * phase.scale + i + 1 for phase in columns for i in phase.offsets]
     first_column = min([0, *at_columns])
     WB = max([SW, *ends]) - first_column
-    scale, step, lattice = rows[0].scale, rows[0].step, max(phase.count for phase in rows)
+    scale, step, lattice = rows[0].scale, rows[0].step, max(phase.places for phase in rows)
     room = BAND_BYTES * L // VECTOR_BYTES - halo * WB * pitch
     most = max(1, room // (scale * WB * pitch + step * TW * width))
     shares = -(-SHARES // -(-N // slots.images))
@@ -293,14 +300,14 @@ def _tabulate(maps: Maps, slots: Slots, KW: int, N: int, L: int) -> Plan:
     buffer_rows = (band - 1) * scale + halo + 1
 
     phases = [(r, c) for r in rows for c in columns]
-    places = band * max(c.count for c in columns) * beside
+    places = band * max(c.places for c in columns) * beside
     deepest = max(len(r.taps) * len(c.taps) for r, c in phases) * SG
     pixels, targets = np.zeros((2, len(phases), places), np.int32)
     cols = np.zeros((len(phases), deepest), np.int32)
     weight_taps = np.zeros((len(phases), deepest), np.int64)
     depth = np.array([len(r.taps) * len(c.taps) * SG for r, c in phases])
     for a, (r, c) in enumerate(phases):
-        i, j, k = np.ogrid[:band, : c.count, :beside]
+        i, j, k = np.ogrid[:band, : c.places, :beside]
         at = (i * r.scale * WB + j * c.scale) * pitch + k * (pitch // beside)
         pixels[a, : at.size] = at.ravel()
         at = ((r.start + i * r.step) * TW + c.start + j * c.step) * width + k * (width // beside)
@@ -316,7 +323,8 @@ def _tabulate(maps: Maps, slots: Slots, KW: int, N: int, L: int) -> Plan:
     tap_runs_at, tap_runs, products = _tap_runs(phases, maps, band, bands, beside)
     pixel_runs_at, pixel_runs = _pixel_runs(rows[0], columns[0], maps, band, bands, beside)
     h, w = np.indices((min(buffer_rows, SH), SW))
-    packs = 12 * bands * buffer_rows * WB * pitch // L  # a transposed vector costs twelve products
+    # A packed vector takes the time of some forty products, most of it waiting for memory.
+    packs = 40 * bands * buffer_rows * WB * pitch // L
     return Plan(
         lanewise=slots.lanewise,
         in_lanes=slots.in_lanes,
@@ -341,8 +349,8 @@ def _tabulate(maps: Maps, slots: Slots, KW: int, N: int, L: int) -> Plan:
         first_column=first_column,
         source_pixels=((h * WB + w - first_column) * pitch).ravel().astype(np.int32),
         target_pixels=np.arange(band * step * TW, dtype=np.int32) * width,
-        lattice_rows=np.array([r.count for r, _ in phases]),
-        lattice_columns=np.array([c.count for _, c in phases]),
+        lattice_rows=np.array([r.places for r, _ in phases]),
+        lattice_columns=np.array([c.places for _, c in phases]),
         band_lattice=band,
         pixels=pixels,
         targets=targets,
@@ -368,17 +376,17 @@ def _tap_runs(
 
     Also return how many k the tiles of all bands take together.
     """
-    tiles = -(-band * max(c.count for _, c in phases) * beside // ROWS)
+    tiles = -(-band * max(c.places for _, c in phases) * beside // ROWS)
     counts, runs = np.zeros((len(phases), bands, tiles), np.int64), []
     for a, (r, c) in enumerate(phases):
         rows, columns = _span(r.meets(maps.source[1])), _span(c.meets(maps.source[2]))
         for b in range(bands):
-            pixels = max(0, min(r.count - b * band, band)) * c.count * beside
+            pixels = max(0, min(r.places - b * band, band)) * c.places * beside
             tile = np.minimum(np.arange(_up(pixels, ROWS)), pixels - 1).reshape(-1, ROWS) // beside
-            i, j = b * band + tile // c.count, tile % c.count
-            box = [f(k, axis=1) for k, f in ((rows[0][i], np.min), (rows[1][i], np.max))]
-            box += [f(k, axis=1) for k, f in ((columns[0][j], np.min), (columns[1][j], np.max))]
-            counts[a, b, : len(tile)], new = _runs(*box, len(c.taps), maps.source_group)
+            i, j = b * band + tile // c.places, tile % c.places
+            p = rows[0][i].min(axis=1), rows[1][i].max(axis=1)
+            q = columns[0][j].min(axis=1), columns[1][j].max(axis=1)
+            counts[a, b, : len(tile)], new = _runs(p, q, len(c.taps), maps.source_group)
             runs.append(new)
     flat = np.concatenate(runs)
     return _starts(counts), flat, int((flat[:, 1] - flat[:, 0]).sum())
@@ -392,12 +400,12 @@ def _pixel_runs(
     depth = len(r.taps) * len(c.taps) * maps.source_group
     tap = np.minimum(np.arange(_up(depth, ROWS)), depth - 1).reshape(-1, ROWS) // maps.source_group
     p, q = tap // len(c.taps), tap % len(c.taps)
-    i0, i1 = rows[0][p].min(axis=1), rows[1][p].max(axis=1)
-    j0, j1 = columns[0][q].min(axis=1), columns[1][q].max(axis=1)
+    i = np.stack([rows[0][p].min(axis=1), rows[1][p].max(axis=1)])
+    j = columns[0][q].min(axis=1), columns[1][q].max(axis=1)
     counts, runs = np.zeros((bands, len(tap)), np.int64), []
     for b in range(bands):
-        i = [np.clip(k - b * band, 0, band) for k in (i0, i1)]
-        counts[b], new = _runs(*i, j0, j1, c.count, beside)
+        inside = np.clip(i - b * band, 0, band)
+        counts[b], new = _runs(inside, j, c.places, beside)
         runs.append(new)
     return _starts(counts), np.concatenate(runs)
 
@@ -408,13 +416,13 @@ def _span(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, first + inside.sum(axis=1)
 
 
-def _runs(
-    r0: np.ndarray, r1: np.ndarray, q0: np.ndarray, q1: np.ndarray, Q: int, unit: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cut rectangles of rows r0 .. r1 and columns q0 .. q1 out of rows of Q*unit numbers.
+def _runs(rows: Any, columns: Any, Q: int, unit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rectangles (first, end of rows; first, end of columns) out of rows of Q*unit numbers.
 
-    Returns how many runs each takes and the runs. Rows too short for a loop are taken whole.
+    Returns how many runs of numbers each takes, and the runs (first, end). Rows too short for a
+    loop are taken whole.
     """
+    (r0, r1), (q0, q1) = rows, columns
     some = (r1 > r0) & (q1 > q0)
     whole = (q1 - q0) * unit < min(SHORT, Q * unit)
     q0, q1 = np.where(whole, 0, q0), np.where(whole, Q, q1)
@@ -543,17 +551,18 @@ def tile_products(
 
 @kernel()
 def tile_gradients(
-    acc, lanewise, x, x0, pixels, cols, depth, runs_at, runs, dy, dy0, pitch, dw, w0
+    acc, lanewise, x, x0, pixels, cols, depth, runs_at, runs, dy, dy0, pitch, dw, w0, more
 ):
-    """``dw[w0][k] += sum over p of x[cols[k] + x0 + pixels[p]] * dy[p * pitch + dy0]``.
+    """``dw[w0][k] = sum over p of x[cols[k] + x0 + pixels[p]] * dy[p * pitch + dy0]``.
 
-    For k < depth. Tile t of k takes the p in ``runs[runs_at[t]] .. runs[runs_at[t + 1]]``.
+    For k < depth, added to what is there if `more`. Tile t of k takes the p in
+    ``runs[runs_at[t]] .. runs[runs_at[t + 1]]``.
     """
     width = lane_count(dw) * (len(acc) // ROWS)
     for t in range((depth + ROWS - 1) // ROWS):
         rows = offsets(cols, t * ROWS, depth - 1, ROWS)
         places = multiples(t * ROWS, depth - 1, width, ROWS)
-        sums = tile_load(acc, dw, w0, places)
+        sums = tile_load(acc, dw, w0, places) if more else acc
         for r in range(runs_at[t], runs_at[t + 1]):
             first, end = runs[r, 0], runs[r, 1]
             for p in range(first, end, BLOCK):
@@ -607,12 +616,12 @@ def _correlate_band(x, w, bias, y, n, images, band, plan, source, target):
 
 
 @kernel()
-def _gradient_band(x, dy, n, images, band, plan, source, target, dw, db):
+def _gradient_band(x, dy, n, images, band, plan, source, target, dw, db, more):
     _pack_source(x, n, images, band, plan, source)
     slots, columns = plan.target_planes.size, plan.target_columns
     first = band * plan.band_rows
     count = (min(plan.target_rows, first + plan.band_rows) - first) * columns
-    if images < plan.beside or count < plan.band_rows * columns:
+    if images < plan.beside:
         target[:] = 0
     for m in range(images):
         start = (n + m) * plan.target_image
@@ -623,7 +632,7 @@ def _gradient_band(x, dy, n, images, band, plan, source, target, dw, db):
     for panel in range(plan.panel_slot.size):
         slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
         args = (plan.lanewise, source, x0, plan.pixels[0], plan.cols[0], depth, runs_at)
-        rest = (plan.pixel_runs, target, slot, slots, dw, slot * depth)
+        rest = (plan.pixel_runs, target, slot, slots, dw, slot * depth, more)
         if plan.panel_width[panel] == lane_count(dw):
             tile_gradients(zeros(dw, NARROW), *args, *rest)
         else:
@@ -674,14 +683,13 @@ def _gradient(x, dy, dw, db, N, plan, sources, targets, dws, dbs):
     items = (N + plan.images - 1) // plan.images * plan.bands
     for t in numba.prange(threads):
         for part in range(t * parts // threads, (t + 1) * parts // threads):
-            dws[part] = 0
-            dbs[part] = 0
-            for i in range(part * items // parts, (part + 1) * items // parts):
+            source, target, dw_, db_ = sources[t], targets[t], dws[part], dbs[part]
+            first = part * items // parts
+            db_[:] = 0
+            for i in range(first, (part + 1) * items // parts):
                 n, band = i // plan.bands * plan.images, i % plan.bands
                 images = min(plan.images, N - n)
-                _gradient_band(
-                    x, dy, n, images, band, plan, sources[t], targets[t], dws[part], dbs[part]
-                )
+                _gradient_band(x, dy, n, images, band, plan, source, target, dw_, db_, i > first)
     for panel in numba.prange(plan.panel_slot.size):
         _reduce_panel(dws, panel, plan, dw)
     slot = 0
@@ -703,9 +711,7 @@ def forward(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Ar
     return y
 
 
-def backward(
-    dy: Array, x: Array, w: Array, win: Window, groups: int
-) -> tuple[Array, Array, Array]:
+def backward(dy: Array, x: Array, w: Array, win: Window, groups: int) -> tuple[Array, Array, Array]:
     N, F = dy.shape[:2]
     dx, dw, db = np.empty(x.shape, x.dtype), np.zeros(w.shape, x.dtype), np.zeros(F, x.dtype)
     if N:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core import config
 from numba.core.caching import FunctionCache
 
 from minicnn.ops import vector
@@ -37,7 +36,7 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(function, parallel=parallel, error_model="numpy")
+        dispatcher: Any = numba.njit(function, parallel=parallel, error_model="numpy")
         try:
             dispatcher._cache = _Cache(function)
         except (RuntimeError, OSError, AttributeError) as error:
@@ -72,8 +71,8 @@ def _warn_uncached(error: BaseException) -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            f"numba: kernels are compiled anew in every process, because the cache fails ({error}); "
-            "NUMBA_CACHE_DIR can name a writable folder",
+            f"numba: kernels are compiled anew in every process, as the cache fails: {error} "
+            "(fix: let NUMBA_CACHE_DIR name a writable folder)",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -82,7 +81,7 @@ def _warn_uncached(error: BaseException) -> None:
 def _fingerprint() -> str:
     """Return what compiled code depends on beside its own file."""
     digest = hashlib.sha256(Path(vector.__file__).read_bytes())
-    digest.update(repr((numba.__version__, config.BOUNDSCHECK, vector.VECTOR_BYTES)).encode())
+    digest.update(repr((numba.__version__, vector.CHECKED, vector.VECTOR_BYTES)).encode())
     return digest.hexdigest()
 
 

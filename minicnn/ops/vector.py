@@ -1,3 +1,5 @@
+# mypy: disallow-untyped-defs=False
+# (intrinsics get their types from Numba)
 """SIMD vectors for Numba kernels: what the compiler's auto-vectoriser would have to guess, said.
 
 Numba compiles scalar code and leaves vectors to LLVM's guess. The functions here are the missing
@@ -49,7 +51,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
+from numba.core import config as _numba_config
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 
@@ -60,7 +63,9 @@ VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else
 # of b and one of a leave room, and eight row pointers still fit the integer registers. AVX has 16.
 ROWS = 6 if VECTOR_BYTES == 32 else 8
 
-_I1, _I32, _I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+CHECKED = bool(getattr(_numba_config, "BOUNDSCHECK", None))  # NUMBA_BOUNDSCHECK=1
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 def lanes(dtype: Any) -> int:
@@ -71,7 +76,7 @@ def lanes(dtype: Any) -> int:
 class Vector(types.Type):
     """The Numba type of one vector."""
 
-    def __init__(self, dtype: types.Number, count: int) -> None:
+    def __init__(self, dtype: Any, count: int) -> None:
         self.dtype, self.count = dtype, count
         super().__init__(name=f"vector({count} x {dtype})")
 
@@ -83,7 +88,7 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, fe_type, ir.VectorType(scalar, fe_type.count))
 
 
-def _vector(array: types.Array) -> Vector:
+def _vector(array: Any) -> Vector:
     """Return the type of a vector loaded from `array`; winners of `take_larger` are uint8."""
     if array.ndim != 1 or array.layout != "C":
         raise TypeError(f"vector: expected a C-contiguous 1-d array, got {array}")
@@ -100,7 +105,7 @@ class _Emit:
     def __init__(self, context: Any, builder: ir.IRBuilder) -> None:
         self.context, self.b = context, builder
 
-    def int(self, value: int) -> ir.Constant:
+    def number(self, value: int) -> ir.Constant:
         return ir.Constant(_I64, value)
 
     def array(self, ty: types.Array, value: Any) -> Any:
@@ -126,11 +131,11 @@ class _Emit:
 
     def check(self, array: Any, indices: Sequence[Any], count: int) -> None:
         """Under NUMBA_BOUNDSCHECK, raise unless `count` elements from there lie in the array."""
-        if not config.BOUNDSCHECK:
+        if not CHECKED:
             return
         index = self.sum(indices)
-        below = self.b.icmp_signed("<", index, self.int(0))
-        last = self.b.add(index, self.int(count))
+        below = self.b.icmp_signed("<", index, self.number(0))
+        last = self.b.add(index, self.number(count))
         above = self.b.icmp_signed(">", last, array.nitems)
         with cgutils.if_unlikely(self.b, self.b.or_(below, above)):
             message = "vector: offset outside the array"
@@ -201,7 +206,7 @@ def store(typingctx, a, i, v):
 
 @intrinsic
 def lane_count(typingctx, a):
-    return _emits(types.intp(a), lambda e, ty, args: e.int(_vector(a).count))
+    return _emits(types.intp(a), lambda e, ty, args: e.number(_vector(a).count))
 
 
 @intrinsic
@@ -252,9 +257,7 @@ def _larger(e: _Emit, x: Any, y: Any) -> Any:
 
 @intrinsic
 def maximum(typingctx, x, y):
-    return _emits(
-        x(x, x), lambda e, ty, args: e.b.select(_larger(e, *args), args[1], args[0])
-    )
+    return _emits(x(x, x), lambda e, ty, args: e.b.select(_larger(e, *args), args[1], args[0]))
 
 
 @intrinsic
@@ -273,9 +276,7 @@ def take_larger(typingctx, best, winner, v, k):
         best_, winner_, v_, k_ = args
         larger = _larger(e, best_, v_)
         new = e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count)
-        return e.tuple(
-            result, [e.b.select(larger, v_, best_), e.b.select(larger, new, winner_)]
-        )
+        return e.tuple(result, [e.b.select(larger, v_, best_), e.b.select(larger, new, winner_)])
 
     result = types.Tuple((best, winner))
     return _emits(result(best, winner, best, types.intp), body)
@@ -303,7 +304,7 @@ def offsets(typingctx, table, i, last, n):
         table_, i_, last_, _ = args
         rows = []
         for r in range(count):
-            k = e.b.add(i_, e.int(r))
+            k = e.b.add(i_, e.number(r))
             k = e.b.select(e.b.icmp_signed("<", k, last_), k, last_)
             rows.append(e.b.sext(e.b.load(e.at(table, table_, k)), _I64))
         return e.tuple(result, rows)
@@ -319,7 +320,7 @@ def multiples(typingctx, i, last, step, n):
         i_, last_, step_, _ = args
         rows = []
         for r in range(count):
-            k = e.b.add(i_, e.int(r))
+            k = e.b.add(i_, e.number(r))
             k = e.b.select(e.b.icmp_signed("<", k, last_), k, last_)
             rows.append(e.b.mul(k, step_))
         return e.tuple(result, rows)
@@ -332,7 +333,7 @@ def multiples(typingctx, i, last, step, n):
 @intrinsic
 def lane_offsets(typingctx, table, i, a):
     def body(e: _Emit, ty: Any, args: Any) -> Any:
-        at = [e.at(table, args[0], args[1], e.int(r)) for r in range(result.count)]
+        at = [e.at(table, args[0], args[1], e.number(r)) for r in range(result.count)]
         return e.tuple(result, [e.b.sext(e.b.load(p), _I64) for p in at])
 
     result = types.UniTuple(types.intp, _vector(a).count)
@@ -346,9 +347,7 @@ def lane_offsets(typingctx, table, i, a):
 def zeros(typingctx, a, n):
     v = _vector(a)
     result = types.UniTuple(v, n.literal_value)
-    return _emits(
-        result(a, n), lambda e, ty, args: e.tuple(result, [e.zero(v)] * result.count)
-    )
+    return _emits(result(a, n), lambda e, ty, args: e.tuple(result, [e.zero(v)] * result.count))
 
 
 @intrinsic
@@ -369,7 +368,7 @@ def store_rows(typingctx, a, at, rows, vs):
     def body(e: _Emit, ty: Any, args: Any) -> None:
         a_, at_, rows_, vs_ = args
         for row, value in zip(e.items(rows_), e.items(vs_)):
-            with e.b.if_then(e.b.icmp_signed(">=", row, e.int(0)), likely=True):
+            with e.b.if_then(e.b.icmp_signed(">=", row, e.number(0)), likely=True):
                 e.store(v, value, e.at(a, a_, at_, row, count=v.count))
 
     v = _vector(a)
@@ -408,7 +407,7 @@ def _tile_pointers(e: _Emit, a: Any, args: Sequence[Any], vectors: int, count: i
     """Return where each vector of a tile lies: row after row, `vectors` in each."""
     a_, at_, rows_ = args
     return [
-        e.at(a, a_, at_, row, e.int(v * count), count=count)
+        e.at(a, a_, at_, row, e.number(v * count), count=count)
         for row in e.items(rows_)
         for v in range(vectors)
     ]
@@ -439,7 +438,7 @@ def tile_store(typingctx, acc, a, at, rows):
 def tile_repeat(typingctx, acc, a, at, n):
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         steps = range(acc.count // n.literal_value)
-        at_ = [e.at(a, args[1], args[2], e.int(s * v.count), count=v.count) for s in steps]
+        at_ = [e.at(a, args[1], args[2], e.number(s * v.count), count=v.count) for s in steps]
         return e.tuple(acc, [e.load(v, p) for p in at_] * n.literal_value)
 
     v = acc.dtype
@@ -474,14 +473,14 @@ def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
         a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
         before, start = e.b.block, e.items(acc_)
         loop, after = e.b.append_basic_block("tile.k"), e.b.append_basic_block("tile.end")
-        e.b.cbranch(e.b.icmp_signed(">", n_, e.int(0)), loop, after)
+        e.b.cbranch(e.b.icmp_signed(">", n_, e.number(0)), loop, after)
 
         e.b.position_at_end(loop)
         j, bj = e.b.phi(_I64), e.b.phi(_I64)
         sums = [e.b.phi(value.type) for value in start]
         col = e.b.sext(e.b.load(e.at(cols, cols_, k_, j)), _I64)
         bs = [
-            e.load(v, e.at(b, b_, bj, e.int(s * v.count), count=v.count)) for s in range(vectors)
+            e.load(v, e.at(b, b_, bj, e.number(s * v.count), count=v.count)) for s in range(vectors)
         ]
         new = []
         for r, row in enumerate(a_rows):
@@ -489,15 +488,18 @@ def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
                 scalar = e.b.load(e.at(a, a_, row, col))
                 xs = [e.splat(scalar, v.count)] * vectors
             else:
-                at = [e.at(a, a_, row, col, e.int(s * v.count), count=v.count) for s in range(vectors)]
+                at = [
+                    e.at(a, a_, row, col, e.number(s * v.count), count=v.count)
+                    for s in range(vectors)
+                ]
                 xs = [e.load(v, pointer) for pointer in at]
             for s in range(vectors):
                 new.append(e.fma(v, xs[s], bs[s], sums[r * vectors + s]))
-        j_next, b_next, end = e.b.add(j, e.int(1)), e.b.add(bj, step_), e.b.block
+        j_next, b_next, end = e.b.add(j, e.number(1)), e.b.add(bj, step_), e.b.block
         repeat = e.b.cbranch(e.b.icmp_signed("<", j_next, n_), loop, after)
         repeat.set_metadata("llvm.loop", _as_written(e.b.module))
 
-        j.add_incoming(e.int(0), before)
+        j.add_incoming(e.number(0), before)
         j.add_incoming(j_next, end)
         bj.add_incoming(bi_, before)
         bj.add_incoming(b_next, end)
