@@ -657,6 +657,17 @@ def _reduce_panel(parts, panel, plan, dw):
                 dw[slot + plan.weight_taps[0, k]] = parts[0, at + k * width + s]
 
 
+@kernel()
+def _reduce_bias(parts, plan, db):
+    f = 0
+    for slot in range(plan.target_planes.size):
+        if plan.target_planes[slot] >= 0:
+            db[f] = 0
+            for part in range(len(parts)):
+                db[f] += parts[part, slot]
+            f += 1
+
+
 # ---------------------------------------------------------------- whole batches
 
 
@@ -692,12 +703,7 @@ def _gradient(x, dy, dw, db, N, plan, sources, targets, dws, dbs):
                 _gradient_band(x, dy, n, images, band, plan, source, target, dw_, db_, i > first)
     for panel in numba.prange(plan.panel_slot.size):
         _reduce_panel(dws, panel, plan, dw)
-    slot = 0
-    for f in range(db.size):
-        while plan.weight_slots[slot] < 0:
-            slot += 1
-        db[f] = dbs[:, slot].sum()
-        slot += 1
+    _reduce_bias(dbs, plan, db)
 
 
 # ---------------------------------------------------------------- the version's pair
