@@ -88,7 +88,9 @@ def _check_digests(path: Path, state: dict[str, np.ndarray], stored: str) -> Non
     try:
         digests = dict(json.loads(stored))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {DIGESTS}: expected a JSON object, got {stored!r:.80}") from error
+        raise ValueError(
+            f"{path}: {DIGESTS}: expected a JSON object, got {stored!r:.80}"
+        ) from error
     for name, a in state.items():
         if digests.get(name) != _digest(a):
             raise ValueError(

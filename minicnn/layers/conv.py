@@ -192,7 +192,9 @@ class ConvTranspose2d(_Conv):
         dtype: Any = np.float32,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        self.options["output_padding"] = pair("ConvTranspose2d", "output_padding", output_padding, 0)
+        self.options["output_padding"] = pair(
+            "ConvTranspose2d", "output_padding", output_padding, 0
+        )
         shape = (in_channels, out_channels // groups, *self._window.kernel)
         self._init_params(shape, bias, rng, dtype)
 

@@ -131,7 +131,9 @@ class LayerNorm(_Norm):
         bias: bool = True,
         dtype: Any = np.float32,
     ) -> None:
-        shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        shape = (
+            normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+        )
         self.normalized_shape = tuple(integer("LayerNorm", "normalized_shape", n, 1) for n in shape)
         super().__init__(self.normalized_shape, elementwise_affine, bias, dtype)
         self.eps = eps

@@ -712,18 +712,27 @@ def _gradient(x, dy, dw, db, N, plan, sources, targets, dws, dbs):
 def forward(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
     F = w.shape[0]
     y = np.empty((x.shape[0], F, *win.output_size("conv2d", *x.shape[2:])), x.dtype)
-    plan = _plan_of(False, x, F, win, groups)
-    _run_correlate(plan, x, w, b, y)
+    _run_correlate(_plan_of(False, x, F, win, groups), x, w, b, y)
     return y
 
 
 def backward(dy: Array, x: Array, w: Array, win: Window, groups: int) -> tuple[Array, Array, Array]:
-    N, F = dy.shape[:2]
-    dx, dw, db = np.empty(x.shape, x.dtype), np.zeros(w.shape, x.dtype), np.zeros(F, x.dtype)
-    if N:
-        _run_correlate(_plan_of(True, x, F, win, groups), dy, w, None, dx)
-        _run_gradient(_plan_of(False, x, F, win, groups), x, dy, dw, db)
-    return dx, dw, db
+    return input_gradient(dy, x, w, win, groups), *weight_gradient(dy, x, w, win, groups)
+
+
+def input_gradient(dy: Array, x: Array, w: Array, win: Window, groups: int) -> Array:
+    """Return dx alone; of x only the shape matters."""
+    dx = np.empty(x.shape, x.dtype)
+    _run_correlate(_plan_of(True, x, w.shape[0], win, groups), dy, w, None, dx)
+    return dx
+
+
+def weight_gradient(dy: Array, x: Array, w: Array, win: Window, groups: int) -> tuple[Array, Array]:
+    """Return dw and db alone; of w only the shape matters."""
+    dw, db = np.zeros(w.shape, x.dtype), np.zeros(w.shape[:1], x.dtype)
+    if len(x):
+        _run_gradient(_plan_of(False, x, w.shape[0], win, groups), x, dy, dw, db)
+    return dw, db
 
 
 def _plan_of(adjoint: bool, x: Array, F: int, win: Window, groups: int) -> Plan:
