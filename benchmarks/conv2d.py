@@ -18,8 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 # Freed memory stays with the process: without this PyTorch spends much of its time on fresh
-# pages. OPENBLAS_CORETYPE would choose slower kernels than a user's machine does.
-SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+# pages. OpenBLAS threads sleep soon after a product instead of spinning for a tenth of a second,
+# beside whatever is timed next. OPENBLAS_CORETYPE would choose slower kernels than a user has.
+SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "4000000000",
+    "OPENBLAS_THREAD_TIMEOUT": "10",
+}
 UNSET = ("OPENBLAS_CORETYPE",)
 
 CASES = {  # batch, channels, filters, rows and columns, kernel, padding, groups
@@ -31,6 +36,7 @@ CASES = {  # batch, channels, filters, rows and columns, kernel, padding, groups
     "depthwise 3x3 128, 16x16": (64, 128, 128, 16, 3, 1, 128),
     "depthwise 3x3 128, 32x32": (64, 128, 128, 32, 3, 1, 128),
 }
+PAUSE = 0.02  # seconds, for threads of the one before to fall asleep
 PASSES = ("forward", "dx", "dw")
 Contender = dict[str, Callable[[], Any]]  # pass to call; a "backward" stands for dx and dw
 
@@ -172,7 +178,7 @@ def measure(contenders: dict[str, Contender], repeats: int) -> dict[str, dict[st
     }
     for _ in range(repeats):
         for name, contender in contenders.items():
-            time.sleep(0.005)
+            time.sleep(PAUSE)
             for p, call in contender.items():
                 call()
                 start = time.perf_counter()
