@@ -1,0 +1,110 @@
+"""How Numba kernels are compiled, kept on disk, run and given memory.
+
+`kernel` is `numba.njit` with the project's settings and a disk cache that knows more than Numba's
+own: it also looks at the vector layer's source, and it may be missing, full, broken or forbidden
+without harm. `buffers` lends scratch memory, to one caller at a time, because a parallel kernel
+must not be entered by two Python threads at once (Numba's workqueue layer aborts the process).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core.caching import FunctionCache
+
+from minicnn.ops import vector
+
+ALIGN = 64  # bytes: a vector in a buffer never straddles two cache lines
+
+_lock = threading.Lock()
+_arena = np.empty(0, np.uint8)
+_warned = False
+
+
+def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that compiles a function on its first call, without the interpreter.
+
+    Arithmetic is IEEE: no fastmath, and a division by zero gives an infinity.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher: Any = numba.njit(function, parallel=parallel, error_model="numpy")
+        try:
+            dispatcher._cache = _Cache(function)
+        except (RuntimeError, OSError, AttributeError) as error:
+            _warn_uncached(error)
+        return dispatcher
+
+    return decorate
+
+
+class _Cache(FunctionCache):
+    """Numba's disk cache; every problem with it means compiling anew, and one warning."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return (*super()._index_key(sig, codegen), _FINGERPRINT)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # a damaged file raises anything that pickle can raise
+            _warn_uncached(error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:
+            _warn_uncached(error)
+
+
+def _warn_uncached(error: BaseException) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"numba: kernels are compiled anew in every process, as the cache fails: {error} "
+            "(fix: let NUMBA_CACHE_DIR name a writable folder)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _fingerprint() -> str:
+    """Return what compiled code depends on beside its own file."""
+    digest = hashlib.sha256(Path(vector.__file__).read_bytes())
+    digest.update(repr((numba.__version__, vector.CHECKED, vector.VECTOR_BYTES)).encode())
+    return digest.hexdigest()
+
+
+_FINGERPRINT = _fingerprint()
+
+
+@contextmanager
+def buffers(dtype: Any, *sizes: int) -> Iterator[list[np.ndarray]]:
+    """Lend 1-d arrays of the given sizes, with arbitrary contents, and the right to run kernels.
+
+    The memory is kept and grows to the largest demand, so that repeated calls touch no fresh
+    pages. Another thread that asks meanwhile waits.
+    """
+    global _arena
+    step = np.dtype(dtype).itemsize
+    lengths = [-(-size * step // ALIGN) * ALIGN for size in sizes]
+    with _lock:
+        if _arena.size < sum(lengths) + ALIGN:
+            _arena = np.empty(0, np.uint8)  # free the old one first
+            _arena = np.empty(sum(lengths) + ALIGN, np.uint8)
+        start = -_arena.ctypes.data % ALIGN
+        arrays = []
+        for size, length in zip(sizes, lengths):
+            arrays.append(_arena[start : start + size * step].view(dtype))
+            start += length
+        yield arrays

@@ -1,0 +1,528 @@
+# mypy: disallow-untyped-defs=False
+# (intrinsics get their types from Numba)
+"""SIMD vectors for Numba kernels: what the compiler's auto-vectoriser would have to guess, said.
+
+Numba compiles scalar code and leaves vectors to LLVM's guess. The functions here are the missing
+words: a kernel loads a vector, multiplies and adds it, and stores it, and LLVM keeps it in a
+register. They work inside ``@njit`` functions on C-contiguous 1-d arrays of float32 or float64
+and take element offsets, so that one flat array holds any layout:
+
+    v = load(a, i)                  a[i : i + L] as one vector of L lanes
+    store(a, i, v)
+    broadcast(a, i), splat(s)       one number in every lane
+    zero(a)                         a vector of zeros of a's type
+    lane_count(a)                   L, the lanes of a vector of a's type
+    add, sub, mul, fma(x, y, z)     lane by lane; fma(x, y, z) = x * y + z rounded once
+    maximum(x, y)                   NaN wins, as in numpy.maximum
+    best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
+    horizontal_sum(v)               the lanes added pairwise
+
+A register block is a tuple of vectors. Tuples of offsets say where its rows are in memory:
+
+    rows = offsets(table, i, last, n)    table[min(i + r, last)] for r < n
+    rows = multiples(i, last, step, n)   min(i + r, last) * step for r < n
+    rows = lane_offsets(table, i, a)     table[i + r] for r < L
+    vs = load_rows(a, at, rows)          one vector at every at + rows[r]
+    store_rows(a, at, rows, vs)          rows[r] < 0 stores nothing
+    vs = transpose(vs)                   L vectors of L lanes
+
+and `outer_tile` is the inner loop of every matrix product: a block of R rows times V vectors
+stays in registers while k runs.
+
+    acc = zeros(a, R * V)
+    acc = outer_tile(acc, a, at, rows, cols, k, n, b, bi, step)
+        acc[r][v] += a[at + rows[r] + cols[k]] * b[bi + v*L :][: L], bi += step    (n values of k)
+    acc = lane_tile(...)       the same with the vector a[at + rows[r] + cols[k] + v*L :][: L]
+    acc = tile_load(acc, a, at, rows), tile_store(acc, a, at, rows), tile_add(x, y)
+    acc = tile_repeat(acc, a, at)        every row is a[at : at + V*L]
+
+A vector is as wide as the machine's registers: 64 bytes with AVX-512, 32 with AVX, else 16
+(NEON, SSE). Nothing is read or written outside [offset, offset + lanes), and nobody checks that
+this lies inside the array, except under NUMBA_BOUNDSCHECK=1: then every access is checked.
+
+Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum` reorders a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core import config as _numba_config
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, models, register_model
+
+# As Numba sees the machine (NUMBA_CPU_NAME and NUMBA_CPU_FEATURES included).
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else 16
+# Rows of a tile of two vectors. AVX-512 and NEON have 32 registers: 16 accumulators, two vectors
+# of b and one of a leave room, and eight row pointers still fit the integer registers. AVX has 16.
+ROWS = 6 if VECTOR_BYTES == 32 else 8
+
+CHECKED = bool(getattr(_numba_config, "BOUNDSCHECK", None))  # NUMBA_BOUNDSCHECK=1
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+def lanes(dtype: Any) -> int:
+    """Return how many numbers of a NumPy float type one vector holds."""
+    return VECTOR_BYTES // np.dtype(dtype).itemsize
+
+
+class Vector(types.Type):
+    """The Numba type of one vector."""
+
+    def __init__(self, dtype: Any, count: int) -> None:
+        self.dtype, self.count = dtype, count
+        super().__init__(name=f"vector({count} x {dtype})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Vector) -> None:
+        scalar = manager.lookup(fe_type.dtype).get_value_type()
+        super().__init__(manager, fe_type, ir.VectorType(scalar, fe_type.count))
+
+
+def _vector(array: Any) -> Vector:
+    """Return the type of a vector loaded from `array`; winners of `take_larger` are uint8."""
+    if array.ndim != 1 or array.layout != "C":
+        raise TypeError(f"vector: expected a C-contiguous 1-d array, got {array}")
+    width = 8 * VECTOR_BYTES // array.dtype.bitwidth
+    return Vector(array.dtype, width)
+
+
+# ---------------------------------------------------------------- emitting LLVM instructions
+
+
+class _Emit:
+    """An IR builder that knows Numba's arrays, tuples and vectors."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder) -> None:
+        self.context, self.b = context, builder
+
+    def number(self, value: int) -> ir.Constant:
+        return ir.Constant(_I64, value)
+
+    def array(self, ty: types.Array, value: Any) -> Any:
+        return self.context.make_array(ty)(self.context, self.b, value)
+
+    def at(self, ty: types.Array, value: Any, *indices: Any, count: int = 1) -> Any:
+        """Return a pointer to the element whose index is the sum of `indices`.
+
+        One step an index, so that LLVM keeps the pointer after the steps that a loop repeats.
+        """
+        array = self.array(ty, value)
+        self.check(array, indices, count)
+        pointer = array.data
+        for index in indices:
+            pointer = self.b.gep(pointer, [index])
+        return pointer
+
+    def sum(self, terms: Sequence[Any]) -> Any:
+        total = terms[0]
+        for term in terms[1:]:
+            total = self.b.add(total, term)
+        return total
+
+    def check(self, array: Any, indices: Sequence[Any], count: int) -> None:
+        """Under NUMBA_BOUNDSCHECK, raise unless `count` elements from there lie in the array."""
+        if not CHECKED:
+            return
+        index = self.sum(indices)
+        below = self.b.icmp_signed("<", index, self.number(0))
+        last = self.b.add(index, self.number(count))
+        above = self.b.icmp_signed(">", last, array.nitems)
+        with cgutils.if_unlikely(self.b, self.b.or_(below, above)):
+            message = "vector: offset outside the array"
+            self.context.call_conv.return_user_exc(self.b, IndexError, (message,))
+
+    def load(self, ty: Vector, pointer: Any) -> Any:
+        vt = self.context.get_value_type(ty)
+        value = self.b.load(self.b.bitcast(pointer, vt.as_pointer()))
+        value.align = ty.dtype.bitwidth // 8  # arrays are aligned to their elements only
+        return value
+
+    def store(self, ty: Vector, value: Any, pointer: Any) -> None:
+        instruction = self.b.store(value, self.b.bitcast(pointer, value.type.as_pointer()))
+        instruction.align = ty.dtype.bitwidth // 8
+
+    def splat(self, scalar: Any, count: int) -> Any:
+        vt = ir.VectorType(scalar.type, count)
+        first = self.b.insert_element(ir.Constant(vt, ir.Undefined), scalar, ir.Constant(_I32, 0))
+        zeros = ir.Constant(ir.VectorType(_I32, count), [0] * count)
+        return self.b.shuffle_vector(first, ir.Constant(vt, ir.Undefined), zeros)
+
+    def zero(self, ty: Vector) -> Any:
+        return ir.Constant(self.context.get_value_type(ty), [0.0] * ty.count)
+
+    def fma(self, ty: Vector, x: Any, y: Any, z: Any) -> Any:
+        name = f"llvm.fma.v{ty.count}f{ty.dtype.bitwidth}"
+        vt = self.context.get_value_type(ty)
+        function = ir.FunctionType(vt, [vt] * 3)
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, function, name), [x, y, z])
+
+    def items(self, value: Any) -> list[Any]:
+        return [self.b.extract_value(value, i) for i in range(len(value.type.elements))]
+
+    def tuple(self, ty: types.UniTuple, values: Sequence[Any]) -> Any:
+        return self.context.make_tuple(self.b, ty, values)
+
+
+def _emits(signature: Any, body: Callable[[_Emit, Any, Any], Any]) -> Any:
+    """Pair a signature with code that gets the emitter, the argument types and the arguments."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        result = body(_Emit(context, builder), sig.args, args)
+        return context.get_dummy_value() if result is None else result
+
+    return signature, codegen
+
+
+# ---------------------------------------------------------------- one vector
+
+
+@intrinsic
+def load(typingctx, a, i):
+    v = _vector(a)
+    return _emits(
+        v(a, types.intp),
+        lambda e, ty, args: e.load(v, e.at(a, args[0], args[1], count=v.count)),
+    )
+
+
+@intrinsic
+def store(typingctx, a, i, v):
+    # v may be narrower than VECTOR_BYTES: the winners of take_larger are bytes, one a lane.
+    return _emits(
+        types.void(a, types.intp, v),
+        lambda e, ty, args: e.store(v, args[2], e.at(a, args[0], args[1], count=v.count)),
+    )
+
+
+@intrinsic
+def lane_count(typingctx, a):
+    return _emits(types.intp(a), lambda e, ty, args: e.number(_vector(a).count))
+
+
+@intrinsic
+def broadcast(typingctx, a, i):
+    v = _vector(a)
+    return _emits(
+        v(a, types.intp),
+        lambda e, ty, args: e.splat(e.b.load(e.at(a, args[0], args[1])), v.count),
+    )
+
+
+@intrinsic
+def splat(typingctx, s):
+    v = Vector(s, 8 * VECTOR_BYTES // s.bitwidth)
+    return _emits(v(s), lambda e, ty, args: e.splat(args[0], v.count))
+
+
+@intrinsic
+def zero(typingctx, a):
+    v = _vector(a)
+    return _emits(v(a), lambda e, ty, args: e.zero(v))
+
+
+@intrinsic
+def add(typingctx, x, y):
+    return _emits(x(x, x), lambda e, ty, args: e.b.fadd(*args))
+
+
+@intrinsic
+def sub(typingctx, x, y):
+    return _emits(x(x, x), lambda e, ty, args: e.b.fsub(*args))
+
+
+@intrinsic
+def mul(typingctx, x, y):
+    return _emits(x(x, x), lambda e, ty, args: e.b.fmul(*args))
+
+
+@intrinsic
+def fma(typingctx, x, y, z):
+    return _emits(x(x, x, x), lambda e, ty, args: e.fma(x, *args))
+
+
+def _larger(e: _Emit, x: Any, y: Any) -> Any:
+    """Lanes in which y takes x's place: y is larger, or is NaN."""
+    return e.b.or_(e.b.fcmp_ordered(">", y, x), e.b.fcmp_unordered("uno", y, y))
+
+
+@intrinsic
+def maximum(typingctx, x, y):
+    return _emits(x(x, x), lambda e, ty, args: e.b.select(_larger(e, *args), args[1], args[0]))
+
+
+@intrinsic
+def no_winner(typingctx, a):
+    """Winner zero in every lane of a vector of a's type."""
+    winner = Vector(types.uint8, _vector(a).count)
+    return _emits(
+        winner(a),
+        lambda e, ty, args: ir.Constant(ir.VectorType(ir.IntType(8), winner.count), None),
+    )
+
+
+@intrinsic
+def take_larger(typingctx, best, winner, v, k):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        best_, winner_, v_, k_ = args
+        larger = _larger(e, best_, v_)
+        new = e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count)
+        return e.tuple(result, [e.b.select(larger, v_, best_), e.b.select(larger, new, winner_)])
+
+    result = types.Tuple((best, winner))
+    return _emits(result(best, winner, best, types.intp), body)
+
+
+@intrinsic
+def horizontal_sum(typingctx, v):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        vt = args[0].type
+        function = ir.FunctionType(vt.element, [vt.element, vt])
+        name = f"llvm.vector.reduce.fadd.v{v.count}f{v.dtype.bitwidth}"
+        reduce = cgutils.get_or_insert_function(e.b.module, function, name)
+        # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
+        return e.b.call(reduce, [ir.Constant(vt.element, -0.0), args[0]], fastmath=("reassoc",))
+
+    return _emits(v.dtype(v), body)
+
+
+# ---------------------------------------------------------------- tuples of offsets
+
+
+@intrinsic(prefer_literal=True)
+def offsets(typingctx, table, i, last, n):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        table_, i_, last_, _ = args
+        rows = []
+        for r in range(count):
+            k = e.b.add(i_, e.number(r))
+            k = e.b.select(e.b.icmp_signed("<", k, last_), k, last_)
+            rows.append(e.b.sext(e.b.load(e.at(table, table_, k)), _I64))
+        return e.tuple(result, rows)
+
+    count = n.literal_value
+    result = types.UniTuple(types.intp, count)
+    return _emits(result(table, types.intp, types.intp, n), body)
+
+
+@intrinsic(prefer_literal=True)
+def multiples(typingctx, i, last, step, n):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        i_, last_, step_, _ = args
+        rows = []
+        for r in range(count):
+            k = e.b.add(i_, e.number(r))
+            k = e.b.select(e.b.icmp_signed("<", k, last_), k, last_)
+            rows.append(e.b.mul(k, step_))
+        return e.tuple(result, rows)
+
+    count = n.literal_value
+    result = types.UniTuple(types.intp, count)
+    return _emits(result(types.intp, types.intp, types.intp, n), body)
+
+
+@intrinsic
+def lane_offsets(typingctx, table, i, a):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        at = [e.at(table, args[0], args[1], e.number(r)) for r in range(result.count)]
+        return e.tuple(result, [e.b.sext(e.b.load(p), _I64) for p in at])
+
+    result = types.UniTuple(types.intp, _vector(a).count)
+    return _emits(result(table, types.intp, a), body)
+
+
+# ---------------------------------------------------------------- tuples of vectors
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typingctx, a, n):
+    v = _vector(a)
+    result = types.UniTuple(v, n.literal_value)
+    return _emits(result(a, n), lambda e, ty, args: e.tuple(result, [e.zero(v)] * result.count))
+
+
+@intrinsic
+def load_rows(typingctx, a, at, rows):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        a_, at_, rows_ = args
+        return e.tuple(
+            result, [e.load(v, e.at(a, a_, at_, r, count=v.count)) for r in e.items(rows_)]
+        )
+
+    v = _vector(a)
+    result = types.UniTuple(v, rows.count)
+    return _emits(result(a, types.intp, rows), body)
+
+
+@intrinsic
+def store_rows(typingctx, a, at, rows, vs):
+    def body(e: _Emit, ty: Any, args: Any) -> None:
+        a_, at_, rows_, vs_ = args
+        for row, value in zip(e.items(rows_), e.items(vs_)):
+            with e.b.if_then(e.b.icmp_signed(">=", row, e.number(0)), likely=True):
+                e.store(v, value, e.at(a, a_, at_, row, count=v.count))
+
+    v = _vector(a)
+    return _emits(types.void(a, types.intp, rows, vs), body)
+
+
+@intrinsic
+def transpose(typingctx, vs):
+    """Swap blocks of 1, 2, 4, ... lanes between pairs of vectors as far apart."""
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        vs_, L = e.items(args[0]), vs.count
+        for d in (1 << s for s in range(L.bit_length() - 1)):
+            # Lanes of x followed by y: x keeps its even blocks and takes y's, and the reverse.
+            low = [i if not i & d else i - d + L for i in range(L)]
+            high = [i + d if not i & d else i + L for i in range(L)]
+            swapped = list(vs_)
+            for r in (r for r in range(L) if not r & d):
+                x, y = vs_[r], vs_[r + d]
+                swapped[r] = e.b.shuffle_vector(x, y, _mask(low))
+                swapped[r + d] = e.b.shuffle_vector(x, y, _mask(high))
+            vs_ = swapped
+        return e.tuple(vs, vs_)
+
+    return _emits(vs(vs), body)
+
+
+def _mask(indices: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(_I32, len(indices)), list(indices))
+
+
+# ---------------------------------------------------------------- register blocks
+
+
+def _tile_pointers(e: _Emit, a: Any, args: Sequence[Any], vectors: int, count: int) -> list[Any]:
+    """Return where each vector of a tile lies: row after row, `vectors` in each."""
+    a_, at_, rows_ = args
+    return [
+        e.at(a, a_, at_, row, e.number(v * count), count=count)
+        for row in e.items(rows_)
+        for v in range(vectors)
+    ]
+
+
+@intrinsic
+def tile_load(typingctx, acc, a, at, rows):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        pointers = _tile_pointers(e, a, args[1:], acc.count // rows.count, v.count)
+        return e.tuple(acc, [e.load(v, p) for p in pointers])
+
+    v = acc.dtype
+    return _emits(acc(acc, a, types.intp, rows), body)
+
+
+@intrinsic
+def tile_store(typingctx, acc, a, at, rows):
+    def body(e: _Emit, ty: Any, args: Any) -> None:
+        pointers = _tile_pointers(e, a, args[1:], acc.count // rows.count, v.count)
+        for pointer, value in zip(pointers, e.items(args[0])):
+            e.store(v, value, pointer)
+
+    v = acc.dtype
+    return _emits(types.void(acc, a, types.intp, rows), body)
+
+
+@intrinsic(prefer_literal=True)
+def tile_repeat(typingctx, acc, a, at, n):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        steps = range(acc.count // n.literal_value)
+        at_ = [e.at(a, args[1], args[2], e.number(s * v.count), count=v.count) for s in steps]
+        return e.tuple(acc, [e.load(v, p) for p in at_] * n.literal_value)
+
+    v = acc.dtype
+    return _emits(acc(acc, a, types.intp, n), body)
+
+
+@intrinsic
+def tile_add(typingctx, x, y):
+    return _emits(
+        x(x, x),
+        lambda e, ty, args: e.tuple(
+            x, [e.b.fadd(a, b) for a, b in zip(e.items(args[0]), e.items(args[1]))]
+        ),
+    )
+
+
+def _as_written(module: ir.Module) -> ir.MDValue:
+    """Return loop metadata that keeps LLVM from unrolling: two steps at once spill registers."""
+    disable = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    loop = ir.MDValue(module, [], name=str(len(module.metadata)))
+    loop.operands = (loop, disable)  # a loop's metadata names itself first
+    return loop
+
+
+def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
+    """Emit the loop over k of `outer_tile` (spread) or `lane_tile`."""
+    v = acc.dtype
+    vectors = acc.count // rows.count
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        acc_, a_, at_, rows_, cols_, k_, n_, b_, bi_, step_ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+        before, start = e.b.block, e.items(acc_)
+        loop, after = e.b.append_basic_block("tile.k"), e.b.append_basic_block("tile.end")
+        e.b.cbranch(e.b.icmp_signed(">", n_, e.number(0)), loop, after)
+
+        e.b.position_at_end(loop)
+        j, bj = e.b.phi(_I64), e.b.phi(_I64)
+        sums = [e.b.phi(value.type) for value in start]
+        col = e.b.sext(e.b.load(e.at(cols, cols_, k_, j)), _I64)
+        bs = [
+            e.load(v, e.at(b, b_, bj, e.number(s * v.count), count=v.count)) for s in range(vectors)
+        ]
+        new = []
+        for r, row in enumerate(a_rows):
+            if spread:
+                scalar = e.b.load(e.at(a, a_, row, col))
+                xs = [e.splat(scalar, v.count)] * vectors
+            else:
+                at = [
+                    e.at(a, a_, row, col, e.number(s * v.count), count=v.count)
+                    for s in range(vectors)
+                ]
+                xs = [e.load(v, pointer) for pointer in at]
+            for s in range(vectors):
+                new.append(e.fma(v, xs[s], bs[s], sums[r * vectors + s]))
+        j_next, b_next, end = e.b.add(j, e.number(1)), e.b.add(bj, step_), e.b.block
+        repeat = e.b.cbranch(e.b.icmp_signed("<", j_next, n_), loop, after)
+        repeat.set_metadata("llvm.loop", _as_written(e.b.module))
+
+        j.add_incoming(e.number(0), before)
+        j.add_incoming(j_next, end)
+        bj.add_incoming(bi_, before)
+        bj.add_incoming(b_next, end)
+        e.b.position_at_end(after)
+        out = []
+        for phi, old, value in zip(sums, start, new):
+            phi.add_incoming(old, before)
+            phi.add_incoming(value, end)
+            result = e.b.phi(value.type)
+            result.add_incoming(old, before)
+            result.add_incoming(value, end)
+            out.append(result)
+        return e.tuple(acc, out)
+
+    i = types.intp
+    return _emits(acc(acc, a, i, rows, cols, i, i, b, i, i), body)
+
+
+@intrinsic
+def outer_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
+    return _tile(True, acc, a, rows, cols, b)
+
+
+@intrinsic
+def lane_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
+    return _tile(False, acc, a, rows, cols, b)

@@ -1,0 +1,216 @@
+"""The vector layer: every word of it does to L lanes what NumPy does to L elements."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from strategies import normal
+
+numba = pytest.importorskip("numba", reason="Numba is not installed")
+
+from minicnn.ops import vector  # noqa: E402  (needs Numba)
+from minicnn.ops.jit import kernel  # noqa: E402
+
+ROWS, WIDE = vector.ROWS, 2 * vector.ROWS
+both = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def draw(dtype, size, seed=0):
+    return normal(np.random.default_rng(seed), size, dtype)
+
+
+@kernel()
+def _arithmetic(a, b, c, out):
+    L = vector.lane_count(a)
+    x, y, z = vector.load(a, 1), vector.load(b, 0), vector.load(c, 0)
+    vector.store(out, 0, vector.add(x, y))
+    vector.store(out, L, vector.sub(x, y))
+    vector.store(out, 2 * L, vector.mul(x, y))
+    vector.store(out, 3 * L, vector.fma(x, y, z))
+    vector.store(out, 4 * L, vector.maximum(x, y))
+    vector.store(out, 5 * L, vector.broadcast(a, 2))
+    vector.store(out, 6 * L, vector.splat(b[3]))
+    vector.store(out, 7 * L, vector.zero(a))
+    out[8 * L] = vector.horizontal_sum(x)
+    return L
+
+
+@both
+def test_arithmetic_is_numpys(dtype):
+    L = vector.lanes(dtype)
+    a, b, c = (draw(dtype, L + 1, seed) for seed in range(3))
+    out = np.full(8 * L + 1, np.nan, dtype)
+    assert _arithmetic(a, b, c, out) == L
+    x, y, z = a[1:], b[:L], c[:L]
+    rows = out[:-1].reshape(8, L)
+    expected = [x + y, x - y, x * y, None, np.maximum(x, y), a[2], b[3], 0]
+    for row, want in zip(rows, expected):
+        if want is not None:
+            np.testing.assert_array_equal(row, np.broadcast_to(want, L))
+    # Rounded once: within half a unit in the last place of the exact value.
+    exact = x.astype(np.longdouble) * y + z
+    assert (abs(rows[3] - exact) <= 0.501 * np.spacing(abs(rows[3]))).all()
+    np.testing.assert_allclose(out[-1], x.astype(np.longdouble).sum(), rtol=4 * np.finfo(dtype).eps)
+
+
+@both
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_propagate(dtype, bad):
+    L = vector.lanes(dtype)
+    a, b, c = (draw(dtype, L + 1, seed) for seed in range(3))
+    a[1] = bad
+    b[1] = bad if np.isnan(bad) else b[1]
+    out = np.empty(8 * L + 1, dtype)
+    _arithmetic(a, b, c, out)
+    for row in (0, 1, 2, 3):
+        assert not np.isfinite(out[row * L])
+    np.testing.assert_array_equal(out[4 * L : 5 * L], np.maximum(a[1:], b[:L]))
+    np.testing.assert_equal(out[-1], np.asarray(bad, dtype))
+
+
+@kernel()
+def _winner(a, best_out, winner_out):
+    L = vector.lane_count(a)
+    best, winner = vector.load(a, 0), vector.no_winner(a)
+    for k in range(1, a.size // L):
+        best, winner = vector.take_larger(best, winner, vector.load(a, k * L), k)
+    vector.store(best_out, 0, best)
+    vector.store(winner_out, 0, winner)
+
+
+@both
+def test_first_maximum_wins(dtype):
+    L = vector.lanes(dtype)
+    a = np.random.default_rng(0).integers(0, 3, (4, L)).astype(dtype)  # ties in every lane
+    a[2, 1] = np.nan
+    best, winner = np.empty(L, dtype), np.full(L, 9, np.uint8)
+    _winner(a.ravel(), best, winner)
+    np.testing.assert_array_equal(best, a.max(axis=0))
+    np.testing.assert_array_equal(winner, a.argmax(axis=0))  # NumPy, too: first, and NaN wins
+
+
+@kernel()
+def _offsets(table, a, out):
+    rows = vector.offsets(table, 1, 3, ROWS)
+    times = vector.multiples(1, 3, 10, ROWS)
+    each = vector.lane_offsets(table, 2, a)
+    for r in range(ROWS):
+        out[0, r], out[1, r] = rows[r], times[r]
+    for r in range(len(each)):
+        out[2, r] = each[r]
+
+
+@both
+@pytest.mark.parametrize("integers", [np.int32, np.int64])
+def test_offsets(dtype, integers):
+    L = vector.lanes(dtype)
+    table = np.arange(L + 2, dtype=integers) ** 2 - 3
+    out = np.zeros((3, max(L, ROWS)), np.int64)
+    _offsets(table, np.zeros(1, dtype), out)
+    index = np.minimum(np.arange(1, ROWS + 1), 3)
+    np.testing.assert_array_equal(out[0, :ROWS], table[index])
+    np.testing.assert_array_equal(out[1, :ROWS], 10 * index)
+    np.testing.assert_array_equal(out[2, :L], table[2 : 2 + L])
+
+
+@kernel()
+def _transposed(a, reads, writes, out):
+    block = vector.load_rows(a, 1, vector.lane_offsets(reads, 0, a))
+    vector.store_rows(out, 0, vector.lane_offsets(writes, 0, a), vector.transpose(block))
+
+
+@both
+def test_transpose_and_rows(dtype):
+    L = vector.lanes(dtype)
+    a = draw(dtype, L * L + 1)
+    order = np.random.default_rng(1).permutation(L)
+    writes = np.arange(L) * L
+    writes[2] = -1  # not stored
+    out = np.full(L * L, 7, dtype)
+    _transposed(a, order * L, writes, out)
+    expected = a[1:].reshape(L, L)[order].T.copy()
+    expected[2] = 7
+    np.testing.assert_array_equal(out.reshape(L, L), expected)
+
+
+@kernel()
+def _tiles(lanewise, wide, a, rows, cols, b, n, out):
+    L = vector.lane_count(a)
+    at = vector.offsets(rows, 0, rows.size - 1, ROWS)
+    if wide:
+        acc, places = vector.zeros(a, WIDE), vector.multiples(0, ROWS, 2 * L, ROWS)
+        acc = vector.tile_repeat(acc, b, 0, ROWS)
+        if lanewise:
+            block = vector.lane_tile(vector.zeros(a, WIDE), a, 1, at, cols, 1, n, b, 2, 3 * L)
+        else:
+            block = vector.outer_tile(vector.zeros(a, WIDE), a, 1, at, cols, 1, n, b, 2, 3 * L)
+        vector.tile_store(vector.tile_add(acc, block), out, 0, places)
+    else:
+        acc, places = vector.zeros(a, ROWS), vector.multiples(0, ROWS, 2 * L, ROWS)
+        vector.tile_store(acc, out, L, places)
+        acc = vector.tile_load(acc, out, 0, places)
+        if lanewise:
+            acc = vector.lane_tile(acc, a, 1, at, cols, 1, n, b, 2, 3 * L)
+        else:
+            acc = vector.outer_tile(acc, a, 1, at, cols, 1, n, b, 2, 3 * L)
+        vector.tile_store(acc, out, 0, places)
+
+
+@both
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("lanewise", [False, True])
+def test_tiles_are_matrix_products(lanewise, wide, n, dtype):
+    L = vector.lanes(dtype)
+    V = 2 if wide else 1
+    rng = np.random.default_rng(0)
+    # Small integers: every product and sum is exact, so any order of adding gives the same.
+    a, b = (rng.integers(-9, 9, size).astype(dtype) for size in (200, 30 * L))
+    rows, cols = rng.integers(0, 90, ROWS), rng.integers(0, 60, 8).astype(np.int32)
+    out = rng.integers(-9, 9, 2 * L * ROWS).astype(dtype)
+    expected = out.reshape(ROWS, 2 * L).copy()
+    if wide:
+        expected[:] = b[: 2 * L]
+    else:
+        expected[:, L:] = 0
+    for r, row in enumerate(rows):
+        for k in range(n):
+            x = a[1 + row + cols[1 + k] :][: V * L] if lanewise else a[1 + row + cols[1 + k]]
+            expected[r, : V * L] += x * b[2 + k * 3 * L :][: V * L]
+    _tiles(lanewise, wide, a, rows, cols, b, n, out)
+    np.testing.assert_array_equal(out.reshape(ROWS, 2 * L), expected)
+
+
+def test_every_access_is_checked_on_request():
+    script = """
+import numpy as np
+from minicnn.ops import vector
+from minicnn.ops.jit import kernel
+import numba
+
+@numba.njit
+def load(a, i):
+    return vector.horizontal_sum(vector.load(a, i))
+
+@numba.njit
+def tile(a, n):
+    rows = vector.multiples(0, 0, 1, 1)
+    cols = np.arange(4)
+    acc = vector.outer_tile(vector.zeros(a, 1), a, 0, rows, cols, 0, n, a, 0, 1)
+    return vector.horizontal_sum(acc[0])
+
+a = np.ones(vector.lanes("f4") + 3, np.float32)
+assert load(a, 3) == a.size - 3 and tile(a, 4) == 4 * (a.size - 3)
+for call in (lambda: load(a, 4), lambda: load(a, -1), lambda: tile(a, 5)):
+    try:
+        call()
+    except IndexError as error:
+        assert "outside the array" in str(error)
+    else:
+        raise AssertionError("not noticed")
+"""
+    environment = {**os.environ, "NUMBA_BOUNDSCHECK": "1"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
