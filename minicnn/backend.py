@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -71,13 +72,29 @@ class use:
 
 @contextmanager
 def prefer(version: str) -> Iterator[None]:
-    """Let NumPy arrays run `version` inside the block unless `use` has chosen another."""
+    """Let NumPy arrays run `version` inside the block unless `use` has chosen another.
+
+    Where that means Numba, BLAS is held to one thread: its threads would wait for work on the
+    cores that Numba's threads need, which made a training step twice as long.
+    """
     global _preferred
+    outermost = _preferred != version
     previous, _preferred = _preferred, version
     try:
-        yield
+        if outermost and (_chosen or version) == "numba":
+            with _thread_pools().limit(limits=1, user_api="blas"):
+                yield
+        else:
+            yield
     finally:
         _preferred = previous
+
+
+@cache
+def _thread_pools() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def pick(op: str, versions: Mapping[str, Version], x: Array) -> Version:
