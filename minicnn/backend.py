@@ -8,7 +8,7 @@ overrides both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -63,7 +63,7 @@ class use:
         _chosen = version
 
     def __enter__(self) -> use:
-        return self
+        return self  # __init__ has chosen, so that use("numba") works as a plain call too
 
     def __exit__(self, *exc: object) -> None:
         global _chosen
@@ -130,11 +130,12 @@ def array_module(a: object) -> ModuleType:
     return np
 
 
-def as_arrays(op: str, **arrays: Array) -> list[Array]:
+def as_arrays(op: str, /, optional: Container[str] = (), **arrays: Array) -> list[Array]:
     """Check the float arrays of a call and return them in native byte order and C order.
 
     The first array sets the dtype and the device, and the rest have to agree. C order makes the
-    result independent of the memory layout to the last bit. None passes through.
+    result independent of the memory layout to the last bit. None passes through where the name is
+    among the `optional` ones.
 
     Raises
     ------
@@ -145,7 +146,7 @@ def as_arrays(op: str, **arrays: Array) -> list[Array]:
     leader = ""
     out: list[Array] = []
     for name, a in arrays.items():
-        if a is not None:
+        if a is not None or name not in optional:
             a = _as_float(op, name, a)
             if not leader:
                 leader, first = name, a
@@ -157,7 +158,8 @@ def as_arrays(op: str, **arrays: Array) -> list[Array]:
             elif a.dtype != first.dtype:
                 raise TypeError(
                     f"{op}: {name}: expected {first.dtype} like {leader}, got {a.dtype} "
-                    f"(fix: {name}.astype({leader}.dtype))"
+                    f"(fix: {leader}.astype('{a.dtype}'), or {name}.astype('{first.dtype}'); "
+                    "model.astype converts a whole network)"
                 )
         out.append(a)
     return out

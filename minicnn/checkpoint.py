@@ -77,7 +77,7 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
         raise ValueError(f"{path}: expected a whole safetensors file, got: {error}") from error
     if DIGESTS in metadata:
         _check_digests(path, state, metadata[DIGESTS])

@@ -89,12 +89,14 @@ def numerical_gradient(
     for index in np.ndindex(x.shape):
         value = float(x[index])
         h = step * max(1.0, abs(value))
-        x[index] = high = value + h
-        above = np.array(f())  # a copy: an op may return a view of x
-        x[index] = low = value - h
-        # Subtract before summing: both sums are large and nearly equal.
-        dx[index] = np.sum((above - f()) * dy) / (high - low)
-        x[index] = value
+        try:
+            x[index] = high = value + h
+            above = np.array(f())  # a copy: an op may return a view of x
+            x[index] = low = value - h
+            # Subtract before summing: both sums are large and nearly equal.
+            dx[index] = np.sum((above - f()) * dy) / (high - low)
+        finally:
+            x[index] = value
     return dx
 
 
@@ -113,9 +115,10 @@ def gradcheck(
     ----------
     target : (forward, backward) or Layer
         A pair of functions ``forward(*inputs) -> (y, cache)`` and ``backward(dy, cache) ->
-        gradients``, one for each of the first inputs (fix other arguments with
-        `functools.partial`); or a layer or model of float64 parameters, whose input and
-        parameters are checked.
+        gradients``, one for each input (fix other arguments with `functools.partial`); or a
+        layer or model of float64 parameters, whose input and parameters are checked. It is
+        checked in the mode it is in, every forward pass with the same draws and statistics,
+        and left as it was.
     *inputs : numpy.ndarray, float64
         Where to check. Keep away from kinks (ReLU at 0) and ties (max-pool).
     names : sequence of str, optional
@@ -135,6 +138,8 @@ def gradcheck(
     ------
     TypeError
         If an input is not a float64 array.
+    ValueError
+        If the backward does not return a gradient for each input.
 
     Examples
     --------
@@ -149,29 +154,83 @@ def gradcheck(
             kind = getattr(x, "dtype", type(x).__name__)
             raise TypeError(f"gradcheck: input {i}: expected a float64 array, got {kind}")
     points = [np.array(x, order="C") for x in inputs]  # own copies: differences move them
-    if not isinstance(rng, np.random.Generator):
+    if isinstance(rng, int | np.integer):
         # Not the stream of default_rng(rng): if x came from that, dy would equal x, and where the
         # gradient is zero along x (as behind a normalisation) the check would be hollow.
         rng = np.random.default_rng([rng, STREAM])
     named = [(names[i] if i < len(names) else f"input {i}", x) for i, x in enumerate(points)]
-    is_layer = hasattr(target, "named_params")
-    params = list(target.named_params()) if is_layer else []
-    forward, backward = (target.forward, target.backward) if is_layer else target
-    named += [(name, p) for name, p, _ in params]
-    for _, _, g in params:
-        g[...] = 0  # a layer's backward adds
-
+    if hasattr(target, "named_params"):
+        return _check_layer(target, points, named, rng, step, rtol, atol)
+    forward, backward = target
     y, cache = forward(*points)
-    dy = rng.standard_normal(np.shape(y))
+    dy = np.random.default_rng(rng).standard_normal(np.shape(y))
     grads = backward(dy, cache)
-    grads = grads if isinstance(grads, tuple) else (grads,)
-    grads += tuple(g for _, _, g in params)
+    grads = grads if isinstance(grads, tuple | list) else (grads,)
+    if len(grads) < len(points) or any(g is None for g in grads[: len(points)]):
+        returned = sum(g is not None for g in grads)
+        raise ValueError(
+            f"gradcheck: backward: expected a gradient for each of {len(points)} inputs, got "
+            f"{returned} (fix inputs that have none with functools.partial)"
+        )
+    return _report(lambda: forward(*points)[0], named, grads, dy, step, rtol, atol)
 
-    checks = []
-    for (name, x), grad in zip(named, grads):
-        numeric = numerical_gradient(lambda: forward(*points)[0], x, dy, step)
-        checks.append(compare(name, np.asarray(grad), numeric, rtol, atol))
-    return GradcheckReport(tuple(checks))
+
+def _check_layer(
+    layer: Any,
+    points: list[np.ndarray],
+    named: list[tuple[str, np.ndarray]],
+    rng: Any,
+    *tolerances: float,
+) -> GradcheckReport:
+    if len(points) != 1:
+        raise ValueError(f"gradcheck: inputs: expected one for a layer, got {len(points)}")
+    (x,) = points
+    params = list(layer.named_params())
+    # What a forward pass moves on: put back before each, so that all see the same function.
+    buffers = [a for _, part in layer.modules() for a in part.buffers.values()]
+    draws = [part.rng.bit_generator for _, part in layer.modules() if hasattr(part, "rng")]
+    held = [a.copy() for a in buffers], [source.state for source in draws]
+    grads = [g.copy() for _, _, g in params]
+
+    def put_back() -> None:
+        for a, value in zip(buffers, held[0]):
+            a[...] = value
+        for source, state in zip(draws, held[1]):
+            source.state = state
+
+    def forward() -> tuple[Any, Any]:
+        put_back()
+        return layer.forward(x)
+
+    try:
+        y, cache = forward()
+        dy = np.random.default_rng(rng).standard_normal(np.shape(y))
+        for _, _, g in params:
+            g[...] = 0  # a layer's backward adds
+        analytic = [layer.backward(dy, cache), *(g.copy() for _, _, g in params)]
+        named = named + [(name, p) for name, p, _ in params]
+        return _report(lambda: forward()[0], named, analytic, dy, *tolerances)
+    finally:
+        put_back()
+        for (_, _, g), value in zip(params, grads):
+            g[...] = value
+
+
+def _report(
+    f: Callable[[], Array],
+    named: Sequence[tuple[str, np.ndarray]],
+    grads: Sequence[Array],
+    dy: np.ndarray,
+    step: float,
+    rtol: float,
+    atol: float,
+) -> GradcheckReport:
+    return GradcheckReport(
+        tuple(
+            compare(name, np.asarray(grad), numerical_gradient(f, x, dy, step), rtol, atol)
+            for (name, x), grad in zip(named, grads)
+        )
+    )
 
 
 def compare(

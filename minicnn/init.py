@@ -60,6 +60,8 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return (fan_in, fan_out) of a weight of `shape` (out, in, ...)."""
     if len(shape) < 2:
         raise ValueError(f"init: shape: expected at least 2 axes (out, in, ...), got {shape}")
+    if not size(shape):
+        raise ValueError(f"init: shape: expected no axis of length 0, got {shape}")
     taps = size(shape[2:])
     return shape[1] * taps, shape[0] * taps
 

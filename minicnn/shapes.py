@@ -109,7 +109,7 @@ class Window(NamedTuple):
         HP, WP = self.padded(H, W)
         if EH > HP or EW > WP:
             raise ValueError(
-                f"{op}: kernel: expected at most the padded input {HP}x{WP}, got {EH}x{EW} "
+                f"{op}: kernel_size: expected at most the padded input {HP}x{WP}, got {EH}x{EW} "
                 f"(kernel {self.kernel}, dilation {self.dilation}, input {H}x{W})"
             )
         return (
@@ -122,7 +122,9 @@ class Window(NamedTuple):
         (top, bottom), EH, SH = self.padding[0], self.extent[0], self.stride[0]
         half = "ceil" if ceil_mode else "floor"
         OH, _ = self.output_size("formula", H, W, ceil_mode)
-        return f"{half}(({H}+{top}+{bottom}-{EH})/{SH})+1 = {OH}"
+        steps = H + top + bottom - EH
+        dropped = " - 1 in the padding" if ceil_mode and -(-steps // SH) >= OH else ""
+        return f"{half}(({H}+{top}+{bottom}-{EH})/{SH})+1{dropped} = {OH}"
 
 
 def _places(size: int, padded: int, extent: int, stride: int, before: int, ceil: bool) -> int:

@@ -58,8 +58,8 @@ class Position:
 
     epoch: int = 0
     batch: int = 0
-    samples: int = 0
-    loss: float = 0.0  # sum over the samples
+    samples: int = 0  # labels that count, or samples where the targets are not classes
+    loss: float = 0.0  # sum over them
     correct: int = 0
     seconds: float = 0.0
 
@@ -129,8 +129,12 @@ class Trainer:
                     f"got {loss!r}"
                 )
             loss = LOSSES[loss]
-        if optimizer.model is not model:
+        if getattr(optimizer, "model", None) is not model:
             raise ValueError("Trainer: optimizer: expected one built on this model, got another's")
+        if not (isinstance(loss, tuple) and len(loss) == 2 and all(map(callable, loss))):
+            raise TypeError(f"Trainer: loss: expected a name or a pair of functions, got {loss!r}")
+        if not (schedule is None or callable(schedule)):
+            raise TypeError(f"Trainer: schedule: expected a function of the step, got {schedule!r}")
         if clip_norm is not None:
             number("Trainer", "clip_norm", clip_norm, gt=0)
         self.model, self.optimizer, self.loss = model, optimizer, loss
@@ -156,11 +160,29 @@ class Trainer:
         Raises
         ------
         NonFiniteError
-            If the loss or a gradient is NaN or infinite; the parameters stay as they were.
+            If the loss or a gradient is NaN or infinite.
+        ValueError
+            If there is no sample, or no label that counts.
+
+        After an error the parameters and the running statistics are as they were.
         """
         return self._step(x, y)[0]
 
     def _step(self, x: Array, y: Array) -> tuple[float, Array]:
+        if not _count(y):
+            raise ValueError(
+                f"Trainer.step: y: expected a label that counts, got none in shape {y.shape}"
+            )
+        buffers = [a for _, layer in self.model.modules() for a in layer.buffers.values()]
+        before = [a.copy() for a in buffers]
+        try:
+            return self._update(x, y)
+        except BaseException:
+            for a, value in zip(buffers, before):
+                a[...] = value
+            raise
+
+    def _update(self, x: Array, y: Array) -> tuple[float, Array]:
         loss_forward, loss_backward = self.loss
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.optimizer.step_count)
@@ -230,6 +252,10 @@ class Trainer:
         integer("Trainer.fit", "epochs", epochs, 0)
         if not isinstance(train, Batches):
             train = Batches(train, batch_size, seed=seed, augment=augment)
+        if not len(train):
+            raise ValueError("Trainer.fit: train: expected at least one sample, got none")
+        if test is not None:
+            Batches(test)  # refuse bad data now and not after an epoch
         self.stop = False
         last = self.position.epoch + epochs
         while self.position.epoch < last and not self.stop:
@@ -250,7 +276,7 @@ class Trainer:
         with _EpochBar(f"epoch {at.epoch + 1}/{last}", len(batches), at.batch, progress) as bar:
             for x, y in batches.epoch(at.epoch, start=at.batch):
                 loss, outputs = self._step(x, y)
-                at.add(loss, _count_correct(outputs, y) if classes else 0, len(y))
+                at.add(loss, _count_correct(outputs, y), _count(y))
                 at.seconds = time.perf_counter() - began
                 bar.advance(at.metrics(classes))
                 for callback in callbacks:
@@ -293,11 +319,12 @@ class Trainer:
         total = Position()
         batches = Batches(data, batch_size, shuffle=False)
         classes = batches.y.dtype.kind in "iu"
-        with prefer("numba"):
+        with prefer("numba"), np.errstate(all="ignore"):
             for x, y in batches:
-                outputs = self.model(x)
-                loss, _ = self.loss[0](outputs, y)
-                total.add(float(loss), _count_correct(outputs, y) if classes else 0, len(y))
+                if _count(y):
+                    outputs = self.model(x)
+                    loss, _ = self.loss[0](outputs, y)
+                    total.add(float(loss), _count_correct(outputs, y), _count(y))
         return total.metrics(classes)
 
     def predict(self, x: Array, batch_size: int = 256) -> Array:
@@ -320,13 +347,18 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
         Outputs in evaluation mode: logits for the reference network.
     """
     step = integer("predict", "batch_size", batch_size, 1)
-    with prefer("numba"):
+    with prefer("numba"), np.errstate(all="ignore"):
         parts = [model(x[i : i + step]) for i in range(0, max(len(x), 1), step)]
     return array_module(x).concatenate(parts)
 
 
+def _count(y: Array) -> int:
+    """How many terms the mean loss has: labels that are not ignored, or samples."""
+    return int((y >= 0).sum()) if y.dtype.kind in "iu" else len(y)
+
+
 def _count_correct(outputs: Array, y: Array) -> int:
-    return int((outputs.argmax(axis=1) == y).sum())
+    return int((outputs.argmax(axis=1) == y).sum()) if y.dtype.kind in "iu" else 0
 
 
 def _first_non_finite(model: Layer, x: Array) -> str:
@@ -340,19 +372,19 @@ def _first_non_finite(model: Layer, x: Array) -> str:
     for name, p, _ in model.named_params():
         if bad(p):
             return f"parameter {name}"
-    layer, name = model, ""
+
+    def visit(layer: Layer, x: Array, name: str) -> str:
+        for key, part in layer.children().items():
+            y = part(x)
+            if bad(y):
+                return visit(part, x, f"{name}.{key}" if name else key)
+            if isinstance(layer, Sequential):
+                x = y  # the parts of any other layer stand side by side
+        return f"the output of layer {name or '(the model)'} ({type(layer).__name__})"
+
     with np.errstate(all="ignore"):
-        while isinstance(layer, Sequential):
-            for i, child in enumerate(layer):
-                y = child(x)
-                if bad(y):
-                    layer, name = child, f"{name}.{i}" if name else str(i)
-                    break
-                x = y
-            else:
-                return "the loss or the backward pass: all outputs are finite"
-        if name or bad(layer(x)):
-            return f"the output of layer {name or '(the model)'} ({type(layer).__name__})"
+        if bad(model(x)):
+            return visit(model, x, "")
     return "the loss or the backward pass: all outputs are finite"
 
 

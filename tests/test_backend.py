@@ -89,7 +89,7 @@ def test_unknown_version_is_named():
 
 def test_as_arrays_converts_layout_and_byte_order_only():
     x = np.arange(6, dtype=">f4").reshape(2, 3).T
-    y, none = as_arrays("op", x=x, b=None)
+    y, none = as_arrays("op", ("b",), x=x, b=None)
     assert none is None
     assert y.flags.c_contiguous
     assert y.dtype == np.float32
@@ -105,6 +105,8 @@ def test_as_arrays_converts_layout_and_byte_order_only():
     ("arrays", "message"),
     [
         ({"x": [1.0]}, "op: x: expected a NumPy or CuPy array, got list .*fix: numpy.asarray"),
+        ({"x": None}, "op: x: expected a NumPy or CuPy array, got NoneType"),
+        ({"x": X, "w": None}, "op: w: expected a NumPy or CuPy array, got NoneType"),
         ({"x": 1.0}, "op: x: expected a NumPy or CuPy array, got float"),
         ({"x": np.zeros(2, np.float16)}, "op: x: expected float32 or float64, got float16"),
         ({"x": np.zeros(2, np.int32)}, "op: x: expected float32 or float64, got int32"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minicnn import Linear, Sequential, Sigmoid, gradcheck, ops
+from minicnn import BatchNorm2d, Dropout, Linear, Sequential, Sigmoid, gradcheck, ops
 from minicnn.gradcheck import adjoint_gap, compare, numerical_gradient
 from strategies import normal
 
@@ -95,6 +95,32 @@ def test_the_upstream_gradient_is_not_the_callers_x():
 
 def test_an_op_that_returns_its_input():
     assert gradcheck((lambda x: (x, None), lambda dy, cache: dy), X)
+
+
+def test_a_layer_is_left_as_it_was():
+    """Running statistics, gradients and the draws of dropout; and dropout can be checked."""
+    layer = Sequential(BatchNorm2d(3, dtype=np.float64), Dropout(0.5, rng=0))
+    x = normal(np.random.default_rng(0), (4, 3, 1, 2))
+    layer[0].grads["weight"][...] = 7
+    before, draws = layer.state_dict(), layer[1].rng.bit_generator.state
+    assert gradcheck(layer, x)
+    for name, a in layer.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])
+    assert (layer[0].grads["weight"] == 7).all()
+    assert layer[1].rng.bit_generator.state == draws
+
+
+@pytest.mark.parametrize("grads", [(), (None, X), (X,)])
+def test_a_missing_gradient_is_no_pass(grads):
+    with pytest.raises(ValueError, match="backward: expected a gradient for each of 2 inputs"):
+        gradcheck((cubic_forward, lambda dy, cache: grads), X, W)
+
+
+def test_an_error_on_the_way_puts_the_input_back():
+    x = X.copy()
+    with pytest.raises(ZeroDivisionError):
+        numerical_gradient(lambda: 1 / 0, x, X)
+    np.testing.assert_array_equal(x, X)
 
 
 def test_empty_input():

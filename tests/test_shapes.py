@@ -27,7 +27,7 @@ def test_output_size_counts_the_places(H, W, padding, kernel, stride, dilation):
         brute_force_places(W, left, right, kernel, stride, dilation),
     )
     if 0 in expected:
-        with pytest.raises(ValueError, match="op: kernel: expected at most the padded input"):
+        with pytest.raises(ValueError, match="op: kernel_size: expected at most the padded input"):
             win.output_size("op", H, W)
     else:
         assert win.output_size("op", H, W) == expected

@@ -5,7 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from minicnn import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU, Sequential, Trainer, ops
+from minicnn import (
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    ReLU,
+    Residual,
+    Sequential,
+    Trainer,
+    ops,
+)
 from minicnn.data import Batches
 from minicnn.optim import SGD, Adam
 from minicnn.schedules import CosineLR
@@ -224,6 +235,45 @@ def test_a_non_finite_gradient_names_step_and_parameter():
         trainer.step(*toy(8))
 
 
+def test_an_error_leaves_the_running_statistics_too():
+    model = Sequential(Conv2d(1, 2, 3, rng=0), BatchNorm2d(2), Flatten(), Linear(8, 2, rng=0))
+    trainer = trainer_for(model)
+    x, y = toy(8)
+    trainer.step(x, y)
+    before = model.state_dict()
+    bad = x.copy()
+    bad[0, 0, 0, 0] = np.nan
+    for inputs, targets in ((bad, y), (x, y + 5)):
+        with pytest.raises((NonFiniteError, ValueError)):
+            trainer.step(inputs, targets)
+        for name, a in model.state_dict().items():
+            np.testing.assert_array_equal(a, before[name])
+
+
+def test_a_non_finite_output_is_found_inside_a_residual_block():
+    rng = np.random.default_rng(0)
+    body = Sequential(ReLU(), Conv2d(1, 1, 3, padding=1, rng=rng))
+    model = Sequential(Residual(body), Flatten(), Linear(16, 2, rng=rng))
+    body[1].weight[...] = 3e38
+    with pytest.raises(NonFiniteError, match=r"the output of layer 0.body.1 \(Conv2d\)"):
+        trainer_for(model).step(*toy(8))
+
+
+def test_dense_labels_and_ignored_ones():
+    """One label a pixel: each counts once, and those of ignore_index not at all."""
+    model = Sequential(Conv2d(1, 2, 1, rng=0))
+    x, _ = toy(6)
+    y = np.random.default_rng(0).integers(0, 2, (6, 4, 4))
+    y[:3] = -100
+    metrics = trainer_for(model).evaluate((x, y), batch_size=3)
+    outputs = model(x[3:])
+    loss, _ = ops.cross_entropy_forward(outputs, y[3:])
+    assert metrics.loss == pytest.approx(float(loss), rel=1e-6)
+    assert metrics.accuracy == np.mean(outputs.argmax(axis=1) == y[3:])
+    with pytest.raises(ValueError, match=r"Trainer.step: y: expected a label that counts"):
+        trainer_for(model).step(x[:3], y[:3])
+
+
 def test_a_line_an_epoch_where_there_is_no_terminal(capsys):
     trainer_for(network()).fit(toy(32), toy(10), epochs=2, batch_size=16)
     lines = capsys.readouterr().err.splitlines()
@@ -265,6 +315,14 @@ def test_bad_arguments_are_named():
         Trainer(network(), SGD(model, lr=0.1))
     with pytest.raises(ValueError, match="Trainer: clip_norm: expected a number > 0, got 0"):
         trainer_for(model, clip_norm=0)
+    with pytest.raises(TypeError, match="Trainer: loss: expected a name or a pair"):
+        trainer_for(model, loss=ops.cross_entropy_forward)
+    with pytest.raises(TypeError, match="Trainer: schedule: expected a function of the step"):
+        trainer_for(model, schedule=0.1)
+    with pytest.raises(ValueError, match="fit: train: expected at least one sample"):
+        trainer_for(model).fit((np.zeros((0, 1, 4, 4), "f4"), np.zeros(0, int)))
+    with pytest.raises(TypeError, match=r"Batches: data: expected a Dataset or a pair"):
+        trainer_for(model).fit(toy(8), toy(8)[0])
     with pytest.raises(ValueError, match="epochs: expected an integer >= 0, got -1"):
         trainer_for(model).fit(toy(8), epochs=-1)
     with pytest.raises(ValueError, match="evaluate: data: expected at least one sample"):

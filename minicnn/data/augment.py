@@ -146,8 +146,11 @@ def warp(x: np.ndarray, dy: Any = 0, dx: Any = 0, degrees: Any = 0, zoom: Any = 
     x = _pictures("warp", x)
     N, C, H, W = x.shape
     dy, dx, degrees, zoom = (
-        np.broadcast_to(np.asarray(a, np.float64), N)[:, None] for a in (dy, dx, degrees, zoom)
+        _amount(name, a, N)
+        for name, a in (("dy", dy), ("dx", dx), ("degrees", degrees), ("zoom", zoom))
     )  # (N, 1) each
+    if (zoom <= 0).any():
+        raise ValueError(f"warp: zoom: expected numbers above 0, got {zoom.min():g}")
     # Rounded so that quarter turns, whose cosine comes out as 6e-17, are exact.
     cos, sin = (np.round(f(np.deg2rad(degrees % 360)), 15) / zoom for f in (np.cos, np.sin))
     down = np.arange(H) - (H - 1) / 2 - dy  # (N, H)
@@ -166,6 +169,14 @@ def warp(x: np.ndarray, dy: Any = 0, dx: Any = 0, degrees: Any = 0, zoom: Any = 
     top = _between(flat.take(at), flat.take(at + 1), fj)
     at += W + 4
     return _between(top, _between(flat.take(at), flat.take(at + 1), fj), fi)
+
+
+def _amount(name: str, a: Any, N: int) -> np.ndarray:
+    """Return `a` as finite numbers of shape (N, 1), or raise."""
+    numbers = np.asarray(a, np.float64)
+    if numbers.shape not in ((), (N,)) or not np.isfinite(numbers).all():
+        raise ValueError(f"warp: {name}: expected a finite number, or {N} of them, got {a}")
+    return np.broadcast_to(numbers, N)[:, None]
 
 
 def _split(

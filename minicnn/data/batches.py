@@ -58,6 +58,10 @@ class Batches:
         augment: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
         drop_last: bool = False,
     ) -> None:
+        if not isinstance(data, tuple | list) or len(data) < 2:
+            raise TypeError(
+                f"Batches: data: expected a Dataset or a pair (x, y), got {type(data).__name__}"
+            )
         self.x: Array = data[0]
         self.y: Array = data[1]
         self.batch_size = integer("Batches", "batch_size", batch_size, 1)
@@ -120,5 +124,6 @@ class Batches:
             if self.augment is not None:
                 # i + 1, because [seed, epoch, 0] is the generator that drew the order:
                 # NumPy fills short seeds up with zeros.
+                x = x.copy() if order is None else x  # a slice is the data set itself
                 x = self.augment(x, np.random.default_rng([self.seed, epoch, i + 1]))
             yield x, y

@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn.backend import FLOATS, Array, array_module
 from minicnn.layers.summary import Field, Row, Summary
-from minicnn.shapes import Window, size
+from minicnn.shapes import Window, integer, size
 
 Shape = tuple[int, ...]
 
@@ -35,7 +35,7 @@ class Param:
         label = f"{type(layer).__name__}.{self.name}"
         if self.name not in layer.params:
             raise AttributeError(f"{label}: the layer was built without it")
-        _copy_into(layer.params[self.name], value, label)
+        layer.params[self.name][...] = _fitting(layer.params[self.name], value, label)
 
 
 class Layer(ABC):
@@ -59,7 +59,11 @@ class Layer(ABC):
 
     @abstractmethod
     def forward(self, x: Array) -> tuple[Array, Any]:
-        """Return the output and the cache that `backward` needs; the layer keeps neither."""
+        """Return the output and the cache that `backward` needs; the layer keeps neither.
+
+        The cache holds the arrays themselves and no copies: to write into x, y or a parameter
+        before `backward` makes the gradient wrong.
+        """
 
     @abstractmethod
     def backward(self, dy: Array, cache: Any) -> Array:
@@ -72,7 +76,11 @@ class Layer(ABC):
     # ------------------------------------------------------------ parameters and state
 
     def add_param(self, name: str, value: Array) -> None:
-        """Register a parameter and a zero gradient beside it."""
+        """Register a float32 or float64 parameter and a zero gradient beside it."""
+        if value.dtype.name not in FLOATS:
+            raise TypeError(
+                f"{type(self).__name__}: dtype: expected float32 or float64, got {value.dtype}"
+            )
         self.params[name] = value
         self.grads[name] = array_module(value).zeros_like(value)
 
@@ -90,13 +98,27 @@ class Layer(ABC):
         """Yield (name, parameter, gradient), such as ``("0.weight", w, dw)``.
 
         A layer that stands in two places is yielded once: its gradient is the sum of both.
+
+        Raises
+        ------
+        ValueError
+            If two layers hold one array, which would have two gradients.
         """
-        seen: set[int] = set()
+        layers: set[int] = set()
+        names: dict[int, str] = {}
         for prefix, layer in self.modules():
-            for name, p in layer.params.items():
-                if id(p) not in seen:
-                    seen.add(id(p))
-                    yield _join(prefix, name), p, layer.grads[name]
+            if id(layer) in layers:
+                continue
+            layers.add(id(layer))
+            for key, p in layer.params.items():
+                name = _join(prefix, key)
+                if id(p) in names:
+                    raise ValueError(
+                        f"named_params: {name}: expected an array of its own, got that of "
+                        f"{names[id(p)]} (to share weights put one layer in both places)"
+                    )
+                names[id(p)] = name
+                yield name, p, layer.grads[key]
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
@@ -129,7 +151,11 @@ class Layer(ABC):
         Raises
         ------
         ValueError
-            For missing or unexpected keys or a wrong shape. Nothing is changed then.
+            For missing or unexpected keys or a wrong shape.
+        TypeError
+            For a value that is no array of numbers.
+
+        Nothing is changed after an error.
         """
         own = self._state()
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -138,10 +164,11 @@ class Layer(ABC):
                 f"load_state_dict: state: expected the keys of this model, got "
                 f"{len(missing)} missing {missing} and {len(extra)} unexpected {extra}"
             )
+        values = {
+            name: _fitting(a, state[name], f"load_state_dict: {name}") for name, a in own.items()
+        }
         for name, a in own.items():
-            _check_fits(a, state[name], f"load_state_dict: {name}")
-        for name, a in own.items():
-            _copy_into(a, state[name], f"load_state_dict: {name}")
+            a[...] = values[name]
 
     def _state(self) -> dict[str, Array]:
         return {
@@ -226,9 +253,15 @@ class Layer(ABC):
         ValueError
             If a layer cannot take the shape that reaches it.
         """
-        rows, _, _ = self.rows("", (batch_size, *input_shape), Field())
-        itemsize = next((p.dtype.itemsize for _, p, _ in self.named_params()), 4)
-        return Summary(rows, (batch_size, *input_shape), itemsize)
+        x_shape = tuple(
+            integer("summary", name, n, 1)
+            for name, n in (("batch_size", batch_size), *(("input_shape", n) for n in input_shape))
+        )
+        rows, _, _ = self.rows("", x_shape, Field())
+        params = [p for _, p, _ in self.named_params()]
+        itemsize = params[0].dtype.itemsize if params else 4
+        total = sum(size(p.shape) for p in params)
+        return Summary(rows, x_shape, itemsize, total)
 
     def extra_repr(self) -> str:
         """The arguments in this layer's printed form."""
@@ -261,12 +294,16 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _check_fits(target: Array, value: Any, label: str) -> None:
-    shape = tuple(np.shape(value))
-    if shape != tuple(target.shape):
-        raise ValueError(f"{label}: expected shape {tuple(target.shape)}, got {shape}")
-
-
-def _copy_into(target: Array, value: Any, label: str) -> None:
-    _check_fits(target, value, label)
-    target[...] = array_module(target).asarray(value)
+def _fitting(target: Array, value: Any, label: str) -> Array:
+    """Return `value` as an array that can be copied into `target`, or raise."""
+    try:
+        value = array_module(target).asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # PyTorch raises all three
+        raise TypeError(
+            f"{label}: expected an array, got {type(value).__name__}: {error}"
+        ) from None
+    if value.dtype.kind not in "fiu":
+        raise TypeError(f"{label}: expected an array of numbers, got {value.dtype}")
+    if value.shape != target.shape:
+        raise ValueError(f"{label}: expected shape {target.shape}, got {value.shape}")
+    return value

@@ -10,6 +10,7 @@ from minicnn import ops
 from minicnn.backend import Array
 from minicnn.init import Rng, fans, uniform
 from minicnn.layers.base import Layer, Param, Shape
+from minicnn.layers.summary import Field, Row
 from minicnn.shapes import Window, check_rank, integer, pads, pair, size, window
 
 
@@ -210,11 +211,23 @@ class ConvTranspose2d(_Conv):
     def output_shape(self, x_shape: Shape) -> Shape:
         check_rank("ConvTranspose2d", x_shape, "(N, C, H, W)", self.in_channels)
         OH, OW = (self._axis(axis, x_shape)[-1] for axis in (0, 1))
+        if OH < 1 or OW < 1:
+            raise ValueError(
+                f"ConvTranspose2d: padding: expected to leave some output, got {OH}x{OW}"
+            )
         return x_shape[0], self.out_channels, OH, OW
 
     def formula(self, x_shape: Shape) -> str:
         steps, stride, extent, before, after, extra, OH = self._axis(0, x_shape)
         return f"{steps}*{stride}+{extent}-{before}-{after}+{extra} = {OH}"
+
+    def rows(self, name: str, x_shape: Shape, field: Field) -> tuple[list[Row], Shape, Field]:
+        y_shape, field = self.output_shape(x_shape), field.through_transposed(self._window)
+        return [self._row(name, str(self), x_shape, y_shape, field)], y_shape, field
+
+    def im2col_size(self, x_shape: Shape) -> int:
+        N, _, H, W = x_shape
+        return self.out_channels * size(self._window.kernel) * N * H * W
 
     def _axis(self, axis: int, x_shape: Shape) -> tuple[int, ...]:
         """The numbers of the output size along the rows (0) or the columns (1), and the size."""

@@ -10,6 +10,7 @@ from minicnn import ops
 from minicnn.backend import Array
 from minicnn.init import Rng
 from minicnn.layers.base import Layer
+from minicnn.shapes import number
 
 
 class Dropout(Layer):
@@ -25,9 +26,8 @@ class Dropout(Layer):
 
     def __init__(self, p: float = 0.5, rng: Rng = None) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: p: expected a number from 0 to 1, got {p}")
-        self.p, self.rng = p, np.random.default_rng(rng)
+        self.p = number("Dropout", "p", p, ge=0, le=1)
+        self.rng = np.random.default_rng(rng)
 
     def forward(self, x: Array) -> tuple[Array, Any]:
         return ops.dropout_forward(x, self.p, self.training, self.rng)

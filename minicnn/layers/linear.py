@@ -96,5 +96,11 @@ class Flatten(OpLayer):
         super().__init__(start_dim=start_dim, end_dim=end_dim)
 
     def output_shape(self, x_shape: Shape) -> Shape:
-        start, end = (d % len(x_shape) for d in self.options.values())
+        ndim = len(x_shape)
+        dims = self.options["start_dim"], self.options["end_dim"]
+        start, end = (d + ndim if d < 0 else d for d in dims)
+        if not 0 <= start <= end < ndim:
+            raise ValueError(
+                f"Flatten: start_dim, end_dim: expected axes in order of {x_shape}, got {dims}"
+            )
         return (*x_shape[:start], size(x_shape[start : end + 1]), *x_shape[end + 1 :])

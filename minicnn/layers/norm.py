@@ -9,7 +9,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.backend import Array
 from minicnn.layers.base import Layer, Param, Shape
-from minicnn.shapes import integer
+from minicnn.shapes import integer, number
 
 
 class _Norm(Layer):
@@ -66,7 +66,10 @@ class BatchNorm2d(_Norm):
     ) -> None:
         self.num_features = integer("BatchNorm2d", "num_features", num_features, 1)
         super().__init__((num_features,), affine, True, dtype)
-        self.eps, self.momentum = eps, momentum
+        self.eps = number("BatchNorm2d", "eps", eps, gt=0)
+        self.momentum = momentum
+        if momentum is not None:
+            number("BatchNorm2d", "momentum", momentum, ge=0, le=1)
         if track_running_stats:
             self.buffers["running_mean"] = np.zeros(num_features, dtype)
             self.buffers["running_var"] = np.ones(num_features, dtype)
@@ -136,7 +139,7 @@ class LayerNorm(_Norm):
         )
         self.normalized_shape = tuple(integer("LayerNorm", "normalized_shape", n, 1) for n in shape)
         super().__init__(self.normalized_shape, elementwise_affine, bias, dtype)
-        self.eps = eps
+        self.eps = number("LayerNorm", "eps", eps, gt=0)
 
     def forward(self, x: Array) -> tuple[Array, Any]:
         return ops.layer_norm_forward(x, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -179,7 +182,7 @@ class GroupNorm(_Norm):
                 f"got {num_groups}"
             )
         super().__init__((num_channels,), affine, True, dtype)
-        self.eps = eps
+        self.eps = number("GroupNorm", "eps", eps, gt=0)
 
     def forward(self, x: Array) -> tuple[Array, Any]:
         return ops.group_norm_forward(x, self.num_groups, self.weight, self.bias, self.eps)

@@ -115,5 +115,11 @@ class AdaptiveAvgPool2d(OpLayer):
         return (N, C, *grid("AdaptiveAvgPool2d", self.options["output_size"], (H, W)))
 
     def rows(self, name: str, x_shape: Shape, field: Field) -> tuple[list[Row], Shape, Field]:
-        whole = self.output_shape(x_shape)[2:] == (1, 1)
-        return super().rows(name, x_shape, WHOLE if whole else field)
+        places = self.output_shape(x_shape)[2:]
+        if places == (1, 1):
+            return super().rows(name, x_shape, WHOLE)
+        # The largest bin of an axis has H / OH pixels, or if that is broken at most one more.
+        pairs = list(zip(x_shape[2:], places))
+        bins = tuple(-(-n // m) + (n % m > 0) for n, m in pairs)
+        steps = tuple(max(1, n // m) for n, m in pairs)
+        return super().rows(name, x_shape, field.through(window("", bins, steps)))

@@ -50,6 +50,11 @@ class Sequential(Layer):
 
     def backward(self, dy: Array, cache: list[Any]) -> Array:
         """Go back through the layers with their caches; return the gradient to the input."""
+        if len(cache) != len(self.layers):
+            raise ValueError(
+                f"Sequential.backward: cache: expected the {len(self.layers)} caches of this "
+                f"model's forward, got {len(cache)}"
+            )
         for i in reversed(range(len(self.layers))):
             with _located(i, self.layers[i]):
                 dy = self.layers[i].backward(dy, cache[i])
@@ -117,6 +122,9 @@ class Residual(Layer):
 
     def __init__(self, body: Layer, shortcut: Layer | None = None) -> None:
         super().__init__()
+        for name, layer in (("body", body), ("shortcut", shortcut)):
+            if not (isinstance(layer, Layer) or (layer is None and name == "shortcut")):
+                raise TypeError(f"Residual: {name}: expected a Layer, got {type(layer).__name__}")
         self.body, self.shortcut = body, shortcut
 
     def forward(self, x: Array) -> tuple[Array, Any]:
@@ -155,8 +163,9 @@ class Residual(Layer):
         rows, y_shape, y_field = self.body.rows(f"{prefix}body", x_shape, field)
         other = x_shape
         if self.shortcut is not None:
-            more, other, _ = self.shortcut.rows(f"{prefix}shortcut", x_shape, field)
+            more, other, field = self.shortcut.rows(f"{prefix}shortcut", x_shape, field)
             rows += more
+        y_field = y_field.union(field)
         self._check_meet(y_shape, other)
         total = self._row(name, "Residual: body + shortcut", x_shape, y_shape, y_field)
         return [*rows, total], y_shape, y_field

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from minicnn.shapes import Pair, Window
+from minicnn.shapes import Window
 
 
 class Field(NamedTuple):
     """Receptive field: the input pixels that one output depends on."""
 
-    size: Pair | None = (1, 1)  # rows and columns; None: the whole input
-    jump: Pair = (1, 1)  # input pixels between neighbouring outputs
+    size: tuple[float, float] | None = (1, 1)  # rows and columns; None: the whole input
+    jump: tuple[float, float] = (1, 1)  # input pixels between neighbouring outputs
 
     def through(self, win: Window | None) -> Field:
         """Return the field of the outputs of a window that slides over these outputs."""
@@ -23,8 +24,24 @@ class Field(NamedTuple):
         (EH, EW), (SH, SW) = win.extent, win.stride
         return Field((h + (EH - 1) * jh, w + (EW - 1) * jw), (jh * SH, jw * SW))
 
+    def through_transposed(self, win: Window) -> Field:
+        """Return the field of the outputs that `win` paints, as a transposed convolution does."""
+        if self.size is None:
+            return self
+        (h, w), (jh, jw) = self.size, self.jump
+        (EH, EW), (SH, SW) = win.extent, win.stride
+        seen = h + (-(-EH // SH) - 1) * jh, w + (-(-EW // SW) - 1) * jw
+        return Field(seen, (jh / SH, jw / SW))
+
+    def union(self, other: Field) -> Field:
+        """Return the field of a sum of outputs with these two fields."""
+        if self.size is None or other.size is None:
+            return Field(None)
+        (h, w), (oh, ow) = self.size, other.size
+        return self._replace(size=(max(h, oh), max(w, ow)))
+
     def __str__(self) -> str:
-        return "all" if self.size is None else f"{self.size[0]}x{self.size[1]}"
+        return "all" if self.size is None else "x".join(str(math.ceil(n)) for n in self.size)
 
 
 WHOLE = Field(None)
@@ -50,11 +67,7 @@ class Summary(NamedTuple):
     layers: Sequence[Row]
     input_shape: tuple[int, ...]
     itemsize: int
-
-    @property
-    def params(self) -> int:
-        """Number of parameters."""
-        return sum(row.params for row in self.layers)
+    params: int  # each once, where a layer stands in several places
 
     @property
     def macs(self) -> int:

@@ -194,7 +194,13 @@ def batch_norm_forward(
     (array([0.2, 2. ]), array([ 1.1, 20.9]))
     """
     x, w, b, running_mean, running_var = as_arrays(
-        "batch_norm", x=x, w=w, b=b, running_mean=running_mean, running_var=running_var
+        "batch_norm",
+        ("w", "b", "running_mean", "running_var"),
+        x=x,
+        w=w,
+        b=b,
+        running_mean=running_mean,
+        running_var=running_var,
     )
     check_channels("batch_norm", x)
     N, C, *places = x.shape

@@ -222,7 +222,7 @@ def conv2d_forward(
            [26., 30., 34.],
            [42., 46., 50.]])
     """
-    x, w, b = as_arrays("conv2d", x=x, w=w, b=b)
+    x, w, b = as_arrays("conv2d", ("b",), x=x, w=w, b=b)
     check_ndim("conv2d", "x", x, "(N, C, H, W)")
     check_ndim("conv2d", "w", w, "(F, C/groups, KH, KW)")
     groups = integer("conv2d", "groups", groups, 1)

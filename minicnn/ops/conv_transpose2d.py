@@ -214,7 +214,7 @@ def conv_transpose2d_forward(
     array([[28., 36.],
            [44., 52.]])
     """
-    x, w, b = as_arrays("conv_transpose2d", x=x, w=w, b=b)
+    x, w, b = as_arrays("conv_transpose2d", ("b",), x=x, w=w, b=b)
     check_ndim("conv_transpose2d", "x", x, "(N, C, H, W)")
     check_ndim("conv_transpose2d", "w", w, "(C, F/groups, KH, KW)")
     groups = integer("conv_transpose2d", "groups", groups, 1)

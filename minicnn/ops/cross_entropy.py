@@ -206,7 +206,7 @@ def nll_loss_forward(
     array([0.2877, 0.6931])
     """
     op = "nll_loss"
-    log_p, weight = as_arrays(op, log_p=log_p, weight=weight)
+    log_p, weight = as_arrays(op, ("weight",), log_p=log_p, weight=weight)
     _check(op, "log_p", log_p, weight, reduction)
     a, total = _a_of_labels(op, log_p, target, weight, ignore_index, 0.0)
     with np.errstate(all="ignore"):
@@ -294,7 +294,7 @@ def cross_entropy_forward(
            [-0.5 ,  0.5 ]])
     """
     op = "cross_entropy"
-    x, weight = as_arrays(op, x=x, weight=weight)
+    x, weight = as_arrays(op, ("weight",), x=x, weight=weight)
     _check(op, "x", x, weight, reduction)
     smoothing = number(op, "label_smoothing", label_smoothing, ge=0, le=1)
     if _holds_floats(target) and target.ndim == x.ndim:

@@ -126,7 +126,7 @@ def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
     ValueError, TypeError
         If `dy` differs from y in shape, or from the mask in dtype or device.
     """
-    mask, dy = as_arrays("dropout_backward", mask=cache.mask, dy=dy)
+    mask, dy = as_arrays("dropout_backward", ("mask",), mask=cache.mask, dy=dy)
     check_shape("dropout_backward", "dy", dy, cache.y_shape, "like y")
     return dy.copy() if mask is None else pick("dropout", VERSIONS, dy).backward(dy, mask)
 

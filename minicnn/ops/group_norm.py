@@ -155,7 +155,7 @@ def group_norm_forward(
     >>> y.round(3)
     array([[-1.,  1., -1.,  1.]])
     """
-    x, w, b = as_arrays("group_norm", x=x, w=w, b=b)
+    x, w, b = as_arrays("group_norm", ("w", "b"), x=x, w=w, b=b)
     check_channels("group_norm", x)
     N, C, *places = x.shape
     G = integer("group_norm", "num_groups", num_groups, 1)

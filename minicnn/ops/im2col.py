@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.shapes import Window, check_ndim, check_shape, window
+from minicnn.shapes import Window, check_ndim, check_shape, integer, window
 
 # ---------------------------------------------------------------- reference
 
@@ -201,7 +201,7 @@ def col2im(
     win = window("col2im", kernel_size, stride, padding, dilation)
     if len(x_shape) != 4:
         raise ValueError(f"col2im: x_shape: expected (N, C, H, W), got {tuple(x_shape)}")
-    N, C, H, W = x_shape
+    N, C, H, W = (integer("col2im", "x_shape", n, 0) for n in x_shape)
     OH, OW = win.output_size("col2im", H, W)
     check_shape("col2im", "cols", cols, (C * win.kernel[0] * win.kernel[1], N * OH * OW))
     return pick("col2im", VERSIONS, cols).backward(cols, (N, C, H, W), win)

@@ -157,7 +157,7 @@ def layer_norm_forward(
     array([[-1.225,  0.   ,  1.225],
            [ 0.   ,  0.   ,  0.   ]])
     """
-    x, w, b = as_arrays("layer_norm", x=x, w=w, b=b)
+    x, w, b = as_arrays("layer_norm", ("w", "b"), x=x, w=w, b=b)
     shape = _shape(normalized_shape)
     eps = number("layer_norm", "eps", eps, gt=0)
     if x.shape[-len(shape) :] != shape:

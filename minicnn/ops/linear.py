@@ -116,7 +116,7 @@ def linear_forward(x: Array, w: Array, b: Array | None = None) -> tuple[Array, L
     >>> dx
     array([[2., 1., 0.]])
     """
-    x, w, b = as_arrays("linear", x=x, w=w, b=b)
+    x, w, b = as_arrays("linear", ("b",), x=x, w=w, b=b)
     check_ndim("linear", "w", w, "(O, I)")
     if not w.size:
         raise ValueError(f"linear: w: expected no axis of length 0, got shape {w.shape}")

@@ -274,7 +274,12 @@ def bce_with_logits_forward(
     array([-0.25,  0.  ])
     """
     x, target, weight, pos_weight = as_arrays(
-        "bce_with_logits", x=x, target=target, weight=weight, pos_weight=pos_weight
+        "bce_with_logits",
+        ("weight", "pos_weight"),
+        x=x,
+        target=target,
+        weight=weight,
+        pos_weight=pos_weight,
     )
     for name, a in (("weight", weight), ("pos_weight", pos_weight)):
         if a is not None and not _broadcasts(a.shape, x.shape):

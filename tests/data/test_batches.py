@@ -107,9 +107,17 @@ def test_data_stay_as_they_are():
 X, Y = pair(6)
 
 
+def test_augmentation_in_place_spares_the_data_set():
+    x = np.ones((4, 1, 2, 2), np.float32)
+    batches = Batches((x, np.arange(4)), 2, shuffle=False, augment=lambda x, rng: x.__imul__(0))
+    assert not any(batch.any() for batch, _ in batches)
+    assert (x == 1).all()
+
+
 @pytest.mark.parametrize(
     ("data", "kwargs", "error", "message"),
     [
+        (X, {}, TypeError, "data: expected a Dataset or a pair .* got ndarray"),
         ((X, Y[:5]), {}, ValueError, "y: expected 6 labels, one for each sample of x, got 5"),
         ((X, list(Y)), {}, TypeError, "y: expected an array of samples, got list"),
         ((np.float32(1), Y), {}, TypeError, "x: expected an array of samples, got float32"),

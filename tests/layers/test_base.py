@@ -169,6 +169,28 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
         np.testing.assert_array_equal(a, before[name])
 
 
+@pytest.mark.parametrize("bad", [np.array(["a"] * 3), np.zeros(3, complex), np.zeros(3, object)])
+def test_a_value_that_is_no_number_changes_nothing(bad):
+    layer = Linear(2, 3, rng=0)
+    before = layer.state_dict()
+    state = {"weight": before["weight"] + 1, "bias": bad}
+    with pytest.raises(TypeError, match="load_state_dict: bias: expected an array of numbers"):
+        layer.load_state_dict(state)
+    np.testing.assert_array_equal(layer.weight, before["weight"])
+
+
+def test_one_array_in_two_layers_is_refused():
+    model = Sequential(Linear(2, 2), Linear(2, 2))
+    model[1].params["weight"] = model[0].weight
+    with pytest.raises(ValueError, match=r"1.weight: expected an array of its own, got .*0.weight"):
+        list(model.named_params())
+
+
+def test_parameters_are_float32_or_float64():
+    with pytest.raises(TypeError, match="Linear: dtype: expected float32 or float64, got int64"):
+        Linear(2, 2, dtype=np.int64)
+
+
 def test_parameters_are_attributes():
     layer = Linear(2, 3, rng=0)
     held = layer.weight

@@ -27,5 +27,5 @@ def test_seed_fixes_the_sequence_of_masks():
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_bad_probability_is_named(p):
-    with pytest.raises(ValueError, match="Dropout: p: expected a number from 0 to 1"):
+    with pytest.raises(ValueError, match="Dropout: p: expected a"):
         Dropout(p)

@@ -33,7 +33,9 @@ def test_equals_pytorch_and_its_own_description(kind, kwargs, torch):
 def test_bad_arguments_are_named_at_construction(kind):
     with pytest.raises(ValueError, match=f"{kind.__name__}: stride: expected an integer >= 1"):
         kind(2, stride=0)
-    with pytest.raises(ValueError, match=f"{kind.__name__}: kernel: expected at most the padded"):
+    with pytest.raises(
+        ValueError, match=f"{kind.__name__}: kernel_size: expected at most the padded"
+    ):
         kind(8).summary((3, 7, 6))
     with pytest.raises(TypeError, match=f"{kind.__name__}: padding: .* got 'same'"):
         kind(3, padding="same")

@@ -90,7 +90,7 @@ def test_indexing_slicing_and_appending():
     assert model.append(ReLU()) is model
     assert isinstance(model[7], ReLU)
     with pytest.raises(TypeError, match="layer 0: expected a Layer, got function"):
-        model.append(np.tanh.__call__.__class__ and (lambda x: x))
+        model.append(lambda x: x)
 
 
 def test_printed_form_nests():
@@ -120,6 +120,20 @@ def test_residual_never_broadcasts():
         layer.forward(np.zeros((1, 2, 4, 4)))
     with pytest.raises(ValueError, match=r"Residual: body: expected the shortcut's shape"):
         layer.summary((2, 4, 4))
+
+
+def test_caches_of_another_model_are_refused():
+    x = np.ones((2, 3))
+    _, caches = Sequential(ReLU(), ReLU()).forward(x)
+    with pytest.raises(ValueError, match=r"backward: cache: expected the 1 caches .* got 2"):
+        Sequential(ReLU()).backward(x, caches)
+
+
+def test_residual_takes_layers():
+    with pytest.raises(TypeError, match="Residual: body: expected a Layer, got int"):
+        Residual(3)
+    with pytest.raises(TypeError, match="Residual: shortcut: expected a Layer, got str"):
+        Residual(ReLU(), "x")
 
 
 def test_empty_network_and_empty_batch():

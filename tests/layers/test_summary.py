@@ -1,6 +1,7 @@
 """The summary's numbers, counted by hand."""
 
 import numpy as np
+import pytest
 
 from minicnn import (
     AdaptiveAvgPool2d,
@@ -76,6 +77,46 @@ def test_nested_names_and_a_residual_block():
     assert summary.layers[3].output_shape == (1, 8, 8, 8)
     assert str(summary.layers[4].field) == "all"
     assert summary.params == sum(p.size for _, p, _ in model.named_params())
+
+
+def test_fields_of_shortcuts_transposed_convolutions_and_grids():
+    def field(*layers):
+        return str(Sequential(*layers).summary((1, 24, 24)).layers[-1].field)
+
+    assert field(Residual(Conv2d(1, 1, 1), Conv2d(1, 1, 5, padding=2))) == "5x5"
+    assert field(Conv2d(1, 1, 3), ConvTranspose2d(1, 1, 4, 2)) == "4x4"
+    assert field(ConvTranspose2d(1, 1, 2, 2), Conv2d(1, 1, 3)) == "2x2"
+    assert field(AdaptiveAvgPool2d((12, 5))) == "2x6"
+
+
+def test_a_layer_in_two_places_counts_once():
+    layer = Linear(3, 3)
+    assert Sequential(layer, ReLU(), layer).summary((3,)).params == 12
+
+
+def test_the_formula_says_when_a_window_is_dropped():
+    row = MaxPool2d(2, 4, 1, ceil_mode=True).summary((1, 3, 3)).layers[0]
+    assert row.formula == "ceil((3+1+1-2)/4)+1 - 1 in the padding = 1"
+    row = MaxPool2d(2, 2, ceil_mode=True).summary((1, 5, 5)).layers[0]
+    assert row.formula == "ceil((5+0+0-2)/2)+1 = 3"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ReLU().summary((3, 6.5)), TypeError, "summary: input_shape: .* got 6.5"),
+        (lambda: ReLU().summary((3,), batch_size=0), ValueError, "summary: batch_size: .* got 0"),
+        (lambda: Flatten(2, 1).summary((3, 4)), ValueError, "Flatten: start_dim, end_dim"),
+        (
+            lambda: ConvTranspose2d(1, 1, 1, padding=5).summary((1, 3, 3)),
+            ValueError,
+            "ConvTranspose2d: padding: expected to leave some output, got -7x-7",
+        ),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_sizes_beyond_64_bits_do_not_wrap():

@@ -23,5 +23,5 @@ def test_other_pictures():
     assert model(np.zeros((2, 3, 32, 20), np.float32)).shape == (2, 4)
     assert isinstance(model[7], Linear)
     assert model[7].in_features == 64 * 5 * 2
-    with pytest.raises(ValueError, match="kernel: expected at most the padded input"):
+    with pytest.raises(ValueError, match="kernel_size: expected at most the padded input"):
         mnist_cnn(image_size=(10, 10))

@@ -151,7 +151,7 @@ X = np.zeros((2, 3, 5, 6))
     ("args", "kwargs", "error", "message"),
     [
         ((X[0], 2), {}, ValueError, r"avg_pool2d: x: expected 4 axes .* got shape \(3, 5, 6\)"),
-        ((X, 6), {}, ValueError, r"avg_pool2d: kernel: .* the padded input 5x6, got 6x6"),
+        ((X, 6), {}, ValueError, r"avg_pool2d: kernel_size: .* the padded input 5x6, got 6x6"),
         ((X, 0), {}, ValueError, r"kernel_size: expected an integer >= 1, got 0"),
         ((X, (2, -1)), {}, ValueError, r"kernel_size: expected an integer >= 1, got -1"),
         ((X, 2), {"stride": 0}, ValueError, r"stride: expected an integer >= 1, got 0"),

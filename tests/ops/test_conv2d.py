@@ -158,7 +158,7 @@ X, W = np.zeros((2, 4, 5, 5)), np.zeros((6, 4, 3, 3))
         ((X, W), {"padding": ((0, -2), 0)}, ValueError, r"padding: .* got -2"),
         ((X, W), {"padding": "full"}, ValueError, r"padding: expected .* got 'full'"),
         ((X, W), {"padding": "same", "stride": 2}, ValueError, r"padding: .* got 'same'"),
-        ((X, W), {"dilation": 3}, ValueError, r"kernel: .* padded input 5x5, got 7x7"),
+        ((X, W), {"dilation": 3}, ValueError, r"kernel_size: .* padded input 5x5, got 7x7"),
         ((X.astype("f4"), W), {}, TypeError, r"w: expected float32 like x, got float64"),
         ((X.astype("f2"), W), {}, TypeError, r"x: expected float32 or float64, got float16"),
         ((X.astype(int), W), {}, TypeError, r"x: expected float32 or float64, got int64"),

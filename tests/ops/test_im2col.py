@@ -75,7 +75,11 @@ def test_equals_pytorch_unfold_and_fold(torch, case, seed, padding):
     ("call", "error", "message"),
     [
         (lambda: ops.im2col(np.zeros((3, 3)), 2), ValueError, r"im2col: x: expected 4 axes"),
-        (lambda: ops.im2col(np.zeros((1, 1, 3, 3)), 4), ValueError, r"im2col: kernel: .*got 4x4"),
+        (
+            lambda: ops.im2col(np.zeros((1, 1, 3, 3)), 4),
+            ValueError,
+            r"im2col: kernel_size: .*got 4x4",
+        ),
         (lambda: ops.im2col(np.zeros((1, 1, 3, 3)), 0), ValueError, r"kernel_size: .* got 0"),
         (
             lambda: ops.col2im(np.zeros((4, 3)), (1, 1, 3, 3), 2),
