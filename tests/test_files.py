@@ -23,6 +23,15 @@ def test_new_content_takes_the_place_of_the_old(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path):
+    """The new file takes the old one's name, not its place on the disk."""
+    path = tmp_path / "a"
+    write(path, b"old")
+    with open(path, "rb") as reader:
+        write(path, b"new")
+        assert reader.read() == b"old"
+
+
 def test_an_error_in_the_block_keeps_the_old_file(tmp_path):
     path = tmp_path / "a"
     write(path, b"old")
