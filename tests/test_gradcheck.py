@@ -39,6 +39,7 @@ def test_right_gradients_pass_and_inputs_stay():
         lambda dx, dw: (dx * (1 + 1e-5), dw),
         lambda dx, dw: (np.where(np.arange(6).reshape(2, 3) == 4, np.nan, dx), dw),
         lambda dx, dw: (dx + np.eye(2, 3) * 1e-3, dw),
+        lambda dx, dw: (dx - np.eye(2, 3) * 1e-3, dw),
     ],
 )
 def test_wrong_gradients_fail(wrong):
