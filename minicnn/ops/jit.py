@@ -79,8 +79,12 @@ def _warn_uncached(error: BaseException) -> None:
 
 
 def _fingerprint() -> str:
-    """Return what compiled code depends on beside its own file."""
+    """Return what compiled code depends on beside its own file: the other files of kernels."""
     digest = hashlib.sha256(Path(vector.__file__).read_bytes())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_bytes()
+        if b"minicnn.ops.jit import" in source:
+            digest.update(source)
     digest.update(repr((numba.__version__, vector.CHECKED, vector.VECTOR_BYTES)).encode())
     return digest.hexdigest()
 
@@ -108,3 +112,10 @@ def buffers(dtype: Any, *sizes: int) -> Iterator[list[np.ndarray]]:
             arrays.append(_arena[start : start + size * step].view(dtype))
             start += length
         yield arrays
+
+
+def flat(a: np.ndarray) -> np.ndarray:
+    """Return a 1-d view that cannot be written: one type to compile for, whatever `a` is."""
+    view = a.reshape(-1)
+    view.flags.writeable = False
+    return view

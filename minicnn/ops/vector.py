@@ -63,6 +63,7 @@ VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else
 # of b and one of a leave room, and eight row pointers still fit the integer registers. AVX has 16.
 ROWS = 6 if VECTOR_BYTES == 32 else 8
 
+BLOCK = 64  # terms that a kernel adds in one go: longer sums are sums of blocks, to round less
 CHECKED = bool(getattr(_numba_config, "BOUNDSCHECK", None))  # NUMBA_BOUNDSCHECK=1
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
