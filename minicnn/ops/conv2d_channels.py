@@ -18,7 +18,8 @@ of offsets hold stride, dilation, padding and kernel, and three products remain:
 `tile_products` and `tile_gradients` compute them, from packed arrays to packed arrays: a tile of
 8 pixels by 2 vectors of filters stays in registers while `vector.outer_tile` runs over k. Taps
 on padding are left out: every tile has its runs of k (or of pixels, for dw). With the pixels of
-8 images side by side, a tile is one place of 8 images, and none of its products is wasted.
+8 images side by side, a tile is one place of 8 images, and none of its products is wasted. In a
+depthwise convolution each lane of y reads its own lane of x, with `vector.lane_tile`.
 
 Around the products, `pack` and `unpack` turn a band of rows of an NCHW image into packed form and
 back, within the cache. A thread takes whole bands and owns what it writes. Weight gradients are
@@ -57,6 +58,7 @@ from minicnn.ops.vector import (
     add,
     lane_count,
     lane_offsets,
+    lane_tile,
     lanes,
     load,
     load_rows,
@@ -89,6 +91,7 @@ class Plan(NamedTuple):
     "Source" is the map that is read (x, or dy in the adjoint), "target" the one that is written.
     """
 
+    depthwise: bool  # one channel in, one out, for each group
     images: int  # side by side in the buffers: an item of work
     cost: int  # vector operations an image
     # Maps: rows, columns, and elements of an image
@@ -127,7 +130,7 @@ class Plan(NamedTuple):
     # Panels: one or two vectors of target slots, all of one group
     panel_slot: np.ndarray  # (panels,) the first
     panel_width: np.ndarray  # (panels,) how many
-    panel_source: np.ndarray  # (panels,) the first source slot of the group
+    panel_source: np.ndarray  # (panels,) the first source slot of the group, or of the panel
     # Runs of k that a tile of pixels needs, and of pixels that a tile of k needs: the rest is
     # padding. Tile t of a band has runs[at[t]] .. runs[at[t + 1]], each (first, end).
     tap_runs_at: np.ndarray  # (phases, bands, tiles + 1)
@@ -148,15 +151,21 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int) -> Plan:
     (SC, SH, SW), (TC, TH, TW) = maps.source, maps.target
     rows, columns, SG, TG = maps.rows, maps.columns, maps.source_group, maps.target_group
 
-    # Slots, each group of the target padded to whole vectors, and their panels.
-    groups, run = TC // TG, round_up(TG, L)
+    # Slots, each group of the target padded to whole vectors, and their panels. Depthwise, all
+    # groups share the vectors, in source and target alike.
+    depthwise = SG == TG == 1
+    groups = 1 if depthwise else TC // TG
+    run = round_up(TC // groups, L)
     table = np.full((groups, run), -1)
-    table[:, :TG] = np.arange(TC).reshape(groups, TG)
+    table[:, : TC // groups] = np.arange(TC).reshape(groups, -1)
     channel = table.ravel()
-    source_channel = np.minimum(np.arange(SC if SC < L else round_up(SC, L)), SC - 1)
+    narrow = SC < L and not depthwise  # then nothing is read but its own channels
+    source_channel = np.minimum(np.arange(SC if narrow else round_up(SC, L)), SC - 1)
     pitch, width = len(source_channel) * images, len(channel) * images
     firsts = np.arange(0, run, 2 * L)
+    panel_slot = np.add.outer(np.arange(groups) * run, firsts).ravel()
     panel_width = np.tile(np.minimum(2 * L, run - firsts), groups)
+    panel_source = panel_slot if depthwise else np.repeat(np.arange(groups) * SG, len(firsts))
 
     # The buffer of a band.
     at_rows = [i for phase in rows for i in phase.offsets] or [0]
@@ -200,6 +209,7 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int) -> Plan:
     # A packed vector takes the time of some forty products, most of it waiting for memory.
     packs = 40 * bands * buffer_rows * WB * pitch // L
     return Plan(
+        depthwise=depthwise,
         images=images,
         cost=(products * ROWS * int(panel_width.sum()) // L + packs) // images,
         source_rows=SH,
@@ -230,9 +240,9 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int) -> Plan:
         weight_taps=weight_taps,
         weight_slots=np.where(channel < 0, -1, maps.target_weight[channel]),
         weight_start=np.cumsum([0, *depth]) * len(channel),
-        panel_slot=np.add.outer(np.arange(groups) * run, firsts).ravel(),
+        panel_slot=panel_slot,
         panel_width=panel_width,
-        panel_source=np.repeat(np.arange(groups) * SG, len(firsts)),
+        panel_source=panel_source,
         tap_runs_at=tap_runs_at,
         tap_runs=tap_runs,
         pixel_runs_at=pixel_runs_at,
@@ -398,7 +408,9 @@ def _pack_weights(w, plan, phase, panel, out):
 
 
 @kernel()
-def tile_products(acc, x, x0, pixels, count, cols, runs_at, runs, w, w0, bias, b0, y, y0, targets):
+def tile_products(
+    acc, depthwise, x, x0, pixels, count, cols, runs_at, runs, w, w0, bias, b0, y, y0, targets
+):
     """``y[targets[p] + y0] = bias[b0] + sum over k of x[pixels[p] + x0 + cols[k]] * w[w0][k]``.
 
     For p < count, on a panel as wide as a row of `acc`, a block of zeros. Tile t of pixels takes
@@ -412,13 +424,18 @@ def tile_products(acc, x, x0, pixels, count, cols, runs_at, runs, w, w0, bias, b
             first, end = runs[r, 0], runs[r, 1]
             for k in range(first, end, BLOCK):
                 n, wk = min(BLOCK, end - k), w0 + k * width
-                block = outer_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
+                if depthwise:
+                    block = lane_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
+                else:
+                    block = outer_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
                 sums = tile_add(sums, block)
         tile_store(sums, y, y0, offsets(targets, t * ROWS, count - 1, ROWS))
 
 
 @kernel()
-def tile_gradients(acc, x, x0, pixels, cols, depth, runs_at, runs, dy, dy0, pitch, dw, w0, more):
+def tile_gradients(
+    acc, depthwise, x, x0, pixels, cols, depth, runs_at, runs, dy, dy0, pitch, dw, w0, more
+):
     """``dw[w0][k] = sum over p of x[cols[k] + x0 + pixels[p]] * dy[p * pitch + dy0]``.
 
     For k < depth, added to what is there if `more`. Tile t of k takes the p in
@@ -433,7 +450,10 @@ def tile_gradients(acc, x, x0, pixels, cols, depth, runs_at, runs, dy, dy0, pitc
             first, end = runs[r, 0], runs[r, 1]
             for p in range(first, end, BLOCK):
                 n, at = min(BLOCK, end - p), p * pitch + dy0
-                block = outer_tile(acc, x, x0, rows, pixels, p, n, dy, at, pitch)
+                if depthwise:
+                    block = lane_tile(acc, x, x0, rows, pixels, p, n, dy, at, pitch)
+                else:
+                    block = outer_tile(acc, x, x0, rows, pixels, p, n, dy, at, pitch)
                 sums = tile_add(sums, block)
         tile_store(sums, dw, w0, places)  # all rows were loaded before: repeated ones agree
 
@@ -464,7 +484,7 @@ def _correlate_band(x, w, bias, y, n, images, band, plan, source, target):
         for panel in range(plan.panel_slot.size):
             slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
             w0 = plan.weight_start[a] + slot * plan.depth[a]
-            args = (source, x0, pixels, count, cols, runs_at, plan.tap_runs, w, w0)
+            args = (plan.depthwise, source, x0, pixels, count, cols, runs_at, plan.tap_runs, w, w0)
             if plan.panel_width[panel] == lane_count(w):
                 tile_products(zeros(w, NARROW), *args, bias, slot, target, slot, targets)
             else:
@@ -493,7 +513,7 @@ def _gradient_band(x, dy, n, images, band, plan, source, target, dw, db, more):
     runs_at = plan.pixel_runs_at[band]
     for panel in range(plan.panel_slot.size):
         slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
-        args = (source, x0, plan.pixels[0], plan.cols[0], depth, runs_at)
+        args = (plan.depthwise, source, x0, plan.pixels[0], plan.cols[0], depth, runs_at)
         rest = (plan.pixel_runs, target, slot, slots, dw, slot * depth, more)
         if plan.panel_width[panel] == lane_count(dw):
             tile_gradients(zeros(dw, NARROW), *args, *rest)

@@ -1,8 +1,8 @@
 """conv2d on the CPU in Numba: which kernels run, and the pair for the dict of versions.
 
-Vectors pay when their lanes are full. Where a group writes enough channels, the lanes are
-channels (`conv2d_channels`); where it writes few, as in a depthwise convolution or the dx of a
-grey image, the lanes are pixels (`conv2d_planes`). Forward, dx and dw each choose for themselves.
+Vectors pay when their lanes are full. Where a group writes enough channels, and where many groups
+write one each, the lanes are channels (`conv2d_channels`). Where a group writes few, as for the dx
+of a grey image, the lanes are pixels (`conv2d_planes`). Forward, dx and dw each choose.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def forward(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Ar
     F = w.shape[0]
     y = np.empty((x.shape[0], F, *win.output_size("conv2d", *x.shape[2:])), x.dtype)
     geometry = _geometry(False, x, w, win, groups)
-    _kernels(F // groups, x).correlate(geometry, x, w, b, y)
+    _kernels(geometry, x).correlate(geometry, x, w, b, y)
     return y
 
 
@@ -34,7 +34,7 @@ def input_gradient(dy: Array, x: Array, w: Array, win: Window, groups: int) -> A
     """Return dx alone; of x only the shape matters."""
     dx = np.empty(x.shape, x.dtype)
     geometry = _geometry(True, x, w, win, groups)
-    _kernels(w.shape[1], x).correlate(geometry, dy, w, None, dx)
+    _kernels(geometry, x).correlate(geometry, dy, w, None, dx)
     return dx
 
 
@@ -44,7 +44,7 @@ def weight_gradient(dy: Array, x: Array, w: Array, win: Window, groups: int) -> 
     dw, db = np.zeros(w.shape, x.dtype), np.zeros(F, x.dtype)
     if len(x):
         geometry = _geometry(False, x, w, win, groups)
-        _kernels(F // groups, x).weight_gradient(geometry, x, dy, dw, db)
+        _kernels(geometry, x).weight_gradient(geometry, x, dy, dw, db)
     return dw, db
 
 
@@ -53,6 +53,9 @@ def _geometry(adjoint: bool, x: Array, w: Array, win: Window, groups: int) -> Ge
     return Geometry(adjoint, C, H, W, w.shape[0], win, groups)
 
 
-def _kernels(channels: int, x: Array) -> ModuleType:
-    """Choose for groups that write `channels` channels."""
-    return conv2d_planes if 2 * channels < lanes(x.dtype) else conv2d_channels
+def _kernels(geometry: Geometry, x: Array) -> ModuleType:
+    L, groups = lanes(x.dtype), geometry.groups
+    channels = (geometry.C if geometry.adjoint else geometry.F) // groups  # that a group writes
+    if geometry.C == geometry.F == groups:
+        channels = groups  # depthwise, the lanes are channels of many groups
+    return conv2d_planes if 2 * channels < L else conv2d_channels

@@ -56,17 +56,12 @@ class Plan(NamedTuple):
     """All that the kernels need to know of one geometry (source and target as in `Maps`)."""
 
     groups: int
-    # One group of the source: channels, rows, columns
-    source_group: int
-    source_rows: int
-    source_columns: int
+    source_group: int  # channels
     # The buffer: planes of sub-planes of rows; a sub-plane for each remainder modulo the scale
-    row_scale: int
-    column_scale: int
-    first_row: int  # the source row and column at its corner; at most 0
-    first_column: int
+    row_at: np.ndarray  # (rows,) where each source row starts in a plane
+    column_at: np.ndarray  # (columns,) and its columns from there
+    dense: bool  # nothing to sort: a source row stays a row
     pitch: int  # P
-    sub_plane: int
     plane: int
     source_size: int
     # One group of the target, and its buffer: for every channel the places of all phases
@@ -86,8 +81,9 @@ class Plan(NamedTuple):
     places: np.ndarray  # (vectors,) the first of each vector
     # Taps
     depth: np.ndarray  # (phases,) number of k
-    cols: np.ndarray  # (phases, depth)
-    weight_taps: np.ndarray  # (phases, depth) where tap k lies in w, from ...
+    taps_at: np.ndarray  # (phases,) where its taps begin in the two tables that follow
+    cols: np.ndarray  # (taps,)
+    weight_taps: np.ndarray  # (taps,) where tap k lies in w, from ...
     weight_channels: np.ndarray  # (target channels,) ... the filter (or channel)
     weight_start: np.ndarray  # (phases + 1,) where the packed weights of each phase start
 
@@ -110,10 +106,9 @@ def _plan(geometry: Geometry, L: int) -> Plan:
 
     phases = [(r, c) for r in maps.rows for c in maps.columns]
     depth = np.array([SG * len(r.taps) * len(c.taps) for r, c in phases])
-    cols = np.zeros((len(phases), depth.max()), np.int32)
-    weight_taps = np.zeros((len(phases), depth.max()), np.int64)
+    cols, weight_taps = [], []
     vectors = np.array([-(-((r.places - 1) * pitch + c.places) // L) for r, c in phases])
-    for a, (r, c) in enumerate(phases):
+    for r, c in phases:
         at_row, at_column = np.array(r.offsets, int), np.array(c.offsets, int)
         row, row_rest = np.divmod(at_row - corner[0], row_scale)
         column, column_rest = np.divmod(at_column - corner[1], column_scale)
@@ -122,22 +117,21 @@ def _plan(geometry: Geometry, L: int) -> Plan:
         )
         tap = np.add.outer(np.array(r.taps, int) * KW, np.array(c.taps, int))
         channel = np.arange(SG)
-        cols[a, : depth[a]] = np.add.outer(channel * plane, at).ravel()
-        weight_taps[a, : depth[a]] = np.add.outer(channel * maps.source_weight, tap).ravel()
-    reach = cols.max(axis=1, initial=0) + vectors * L  # beyond the last row, some lanes read on
+        cols.append(np.add.outer(channel * plane, at).ravel())
+        weight_taps.append(np.add.outer(channel * maps.source_weight, tap).ravel())
+    h, h_rest = np.divmod(np.arange(SH) - corner[0], row_scale)
+    w, w_rest = np.divmod(np.arange(SW) - corner[1], column_scale)
+    # Beyond the last row, some lanes read on.
+    reach = max(at.max(initial=0) + n * L for at, n in zip(cols, vectors))
     return Plan(
         groups=SC // SG,
         source_group=SG,
-        source_rows=SH,
-        source_columns=SW,
-        row_scale=row_scale,
-        column_scale=column_scale,
-        first_row=corner[0],
-        first_column=corner[1],
+        row_at=h_rest * column_scale * sub_plane + h * pitch,
+        column_at=w_rest * sub_plane + w,
+        dense=row_scale == column_scale == 1,
         pitch=pitch,
-        sub_plane=sub_plane,
         plane=plane,
-        source_size=round_up(max(SG * plane, int(reach.max())), L),
+        source_size=round_up(max(SG * plane, int(reach)), L),
         target_group=maps.target_group,
         target_rows=TH,
         target_columns=TW,
@@ -152,8 +146,9 @@ def _plan(geometry: Geometry, L: int) -> Plan:
         target_at=(np.cumsum(vectors) - vectors) * L,
         places=np.arange(vectors.max(), dtype=np.int32) * L,
         depth=depth,
-        cols=cols,
-        weight_taps=weight_taps,
+        taps_at=np.cumsum(depth) - depth,
+        cols=np.concatenate(cols).astype(np.int32),
+        weight_taps=np.concatenate(weight_taps),
         weight_channels=maps.target_weight,
         weight_start=np.cumsum([0, *depth]) * (TC * L),
     )
@@ -162,63 +157,64 @@ def _plan(geometry: Geometry, L: int) -> Plan:
 # ---------------------------------------------------------------- packing
 
 
-@kernel()
-def _copy(a, i, out, o, n):
+@kernel(inline=True)
+def _copy_rows(a, i, a_row, out, o, out_row, rows, n):
+    """Copy `rows` rows of n numbers: from a[i], a_row apart, to out[o], out_row apart."""
     L = lane_count(a)
-    if n >= L:
-        for k in range(0, n, L):
-            k = min(k, n - L)  # the last vector overlaps the one before
-            store(out, o + k, load(a, i + k))
-    else:
-        for k in range(n):
-            out[o + k] = a[i + k]
+    for _ in range(rows):
+        if n >= L:
+            for k in range(0, n, L):
+                k = min(k, n - L)  # the last vector overlaps the one before
+                store(out, o + k, load(a, i + k))
+        else:
+            for k in range(n):
+                out[o + k] = a[i + k]
+        i += a_row
+        o += out_row
 
 
-@kernel()
+@kernel(inline=True)
 def _pack_source(x, item, plan, out):
     """Lay the planes of one group of one image out, with zeros around and between the rows."""
     out[:] = 0
-    W, scale, left = plan.source_columns, plan.column_scale, -plan.first_column
+    H, W = plan.row_at.size, plan.column_at.size
     for c in range(plan.source_group):
-        for h in range(plan.source_rows):
-            at = ((item * plan.source_group + c) * plan.source_rows + h) * W
-            row = h - plan.first_row
-            to = c * plan.plane + row // plan.row_scale * plan.pitch
-            to += row % plan.row_scale * scale * plan.sub_plane
-            if scale == 1:
-                _copy(x, at, out, to + left, W)
-            else:
+        at, to = (item * plan.source_group + c) * H * W, c * plan.plane
+        if plan.dense:
+            to += plan.row_at[0] + plan.column_at[0]
+            _copy_rows(x, at, W, out, to, plan.pitch, H, W)
+        else:
+            for h in range(H):
                 for j in range(W):
-                    column = left + j
-                    out[to + column % scale * plan.sub_plane + column // scale] = x[at + j]
+                    out[to + plan.row_at[h] + plan.column_at[j]] = x[at + h * W + j]
 
 
-@kernel()
+@kernel(inline=True)
 def _unpack(target, item, plan, y):
     """Bring the places of all phases to the target planes of one group of one image."""
+    TH, TW, P = plan.target_rows, plan.target_columns, plan.pitch
     for t in range(plan.target_group):
-        start = (item * plan.target_group + t) * plan.target_rows * plan.target_columns
         for a in range(plan.depth.size):
-            for i in range(plan.rows[a]):
-                at = t * plan.target_plane + plan.target_at[a] + i * plan.pitch
-                to = start + (plan.row_start[a] + i * plan.row_step) * plan.target_columns
-                to += plan.column_start[a]
-                if plan.column_step == 1:
-                    _copy(target, at, y, to, plan.columns[a])
-                else:
-                    for j in range(plan.columns[a]):
-                        y[to + j * plan.column_step] = target[at + j]
+            at = t * plan.target_plane + plan.target_at[a]
+            to = (item * plan.target_group + t) * TH * TW
+            to += plan.row_start[a] * TW + plan.column_start[a]
+            rows, columns, row = plan.rows[a], plan.columns[a], plan.row_step * TW
+            if plan.column_step == 1:
+                _copy_rows(target, at, P, y, to, row, rows, columns)
+            else:
+                for i in range(rows):
+                    for j in range(columns):
+                        y[to + i * row + j * plan.column_step] = target[at + i * P + j]
 
 
-@kernel()
+@kernel(inline=True)
 def _pack_target(dy, item, plan, target):
     """Lay the planes of dy out as places, with zeros where the forward threw places away."""
     target[:] = 0
-    OW = plan.target_columns
+    OH, OW = plan.target_rows, plan.target_columns
     for t in range(plan.target_group):
-        for i in range(plan.target_rows):
-            at = ((item * plan.target_group + t) * plan.target_rows + i) * OW
-            _copy(dy, at, target, t * plan.target_plane + i * plan.pitch, OW)
+        at = (item * plan.target_group + t) * OH * OW
+        _copy_rows(dy, at, OW, target, t * plan.target_plane, plan.pitch, OH, OW)
 
 
 @kernel()
@@ -228,27 +224,27 @@ def _pack_weights(w, plan, channel, out):
         depth = plan.depth[a]
         at = plan.weight_start[a] + channel * depth * lane_count(w)
         for k in range(depth):
-            tap = w[plan.weight_channels[channel] + plan.weight_taps[a, k]]
+            tap = w[plan.weight_channels[channel] + plan.weight_taps[plan.taps_at[a] + k]]
             store(out, at + k * lane_count(w), splat(tap))
 
 
 # ---------------------------------------------------------------- products
 
 
-@kernel()
-def plane_products(x, cols, depth, vectors, w, w0, bias, b0, y, y0):
-    """``y[y0 + t] = bias[b0] + sum over k of x[t + cols[k]] * w[w0][k]`` for places t."""
+@kernel(inline=True)
+def plane_products(x, cols, first, depth, vectors, w, w0, bias, b0, y, y0):
+    """``y[y0 + t] = bias[b0] + sum over k of x[t + cols[first + k]] * w[w0][k]``."""
     L, acc = lane_count(w), zeros(w, ROWS)
     for v in range(0, vectors, ROWS):
         rows = multiples(v, vectors - 1, L, ROWS)  # past the end: the last vector again
         sums = tile_repeat(acc, bias, b0, ROWS)
         for k in range(0, depth, BLOCK):
             n = min(BLOCK, depth - k)
-            sums = tile_add(sums, lane_tile(acc, x, 0, rows, cols, k, n, w, w0 + k * L, L))
+            sums = tile_add(sums, lane_tile(acc, x, 0, rows, cols, first + k, n, w, w0 + k * L, L))
         tile_store(sums, y, y0, rows)
 
 
-@kernel()
+@kernel(inline=True)
 def plane_gradients(x, cols, depth, places, vectors, dy, dy0, dw, w0):
     """``dw[w0][k] += sum over places t of x[t + cols[k]] * dy[dy0 + t]``, lane by lane."""
     L, acc = lane_count(dw), zeros(dw, ROWS)
@@ -265,7 +261,7 @@ def plane_gradients(x, cols, depth, places, vectors, dy, dy0, dw, w0):
 # ---------------------------------------------------------------- whole batches
 
 
-@kernel()
+@kernel(inline=True)
 def _correlate_item(x, w, bias, y, item, plan, source, target):
     L = lane_count(w)
     _pack_source(x, item, plan, source)
@@ -274,12 +270,22 @@ def _correlate_item(x, w, bias, y, item, plan, source, target):
         for a in range(plan.depth.size):
             depth = plan.depth[a]
             w0, y0 = plan.weight_start[a] + channel * depth * L, plan.target_at[a]
-            args = (source, plan.cols[a], depth, plan.vectors[a], w, w0, bias, channel * L)
+            args = (
+                source,
+                plan.cols,
+                plan.taps_at[a],
+                depth,
+                plan.vectors[a],
+                w,
+                w0,
+                bias,
+                channel * L,
+            )
             plane_products(*args, target, t * plan.target_plane + y0)
     _unpack(target, item, plan, y)
 
 
-@kernel()
+@kernel(inline=True)
 def _gradient_item(x, dy, item, plan, source, target, dw, db):
     L = lane_count(dw)
     _pack_source(x, item, plan, source)
@@ -288,7 +294,7 @@ def _gradient_item(x, dy, item, plan, source, target, dw, db):
     for t in range(plan.target_group):
         channel = item % plan.groups * plan.target_group + t
         at = t * plan.target_plane
-        args = (source, plan.cols[0], depth, plan.places, vectors, target, at)
+        args = (source, plan.cols, depth, plan.places, vectors, target, at)
         plane_gradients(*args, dw, channel * depth * L)
         add_pixels(target, at, vectors, L, db, channel * L)
 
@@ -303,7 +309,7 @@ def _reduce_channel(dws, dbs, channel, plan, dw, db):
         for part in range(1, len(parts)):
             total = add(total, load(parts[part], at))
         if k < depth:
-            dw[plan.weight_channels[channel] + plan.weight_taps[0, k]] = horizontal_sum(total)
+            dw[plan.weight_channels[channel] + plan.weight_taps[k]] = horizontal_sum(total)
         else:
             db[channel] = horizontal_sum(total)
 
@@ -314,8 +320,9 @@ def _correlate(x, w, bias, y, items, plan, packed, sources, targets):
         _pack_weights(w, plan, channel, packed)
     threads = len(sources)
     for t in numba.prange(threads):
+        source, target = sources[t], targets[t]
         for item in range(t * items // threads, (t + 1) * items // threads):
-            _correlate_item(x, packed, bias, y, item, plan, sources[t], targets[t])
+            _correlate_item(x, packed, bias, y, item, plan, source, target)
 
 
 @kernel(parallel=True)

@@ -49,7 +49,7 @@ def assert_equals_numpy(arrays, **kwargs):
 @contextmanager
 def only(kernels):
     """Let one of the two sets of kernels run, whatever the shapes."""
-    choose, conv2d_numba._kernels = conv2d_numba._kernels, lambda channels, x: kernels
+    choose, conv2d_numba._kernels = conv2d_numba._kernels, lambda geometry, x: kernels
     try:
         yield
     finally:
@@ -67,8 +67,15 @@ def large_cases(draw):
     return (N, CG * groups, H, W), (FG * groups, CG, *kernel), kwargs
 
 
+@st.composite
+def depthwise_cases(draw):
+    (N, _, H, W), (_, _, *kernel), kwargs = draw(large_cases())
+    channels = draw(st.integers(2, 40))
+    return (N, channels, H, W), (channels, 1, *kernel), {**kwargs, "groups": channels}
+
+
 @both
-@given(case=st.one_of(large_cases(), conv_cases()), seed=seeds)
+@given(case=st.one_of(large_cases(), conv_cases(), depthwise_cases()), seed=seeds)
 def test_either_kernels_take_any_shape(kernels, case, seed):
     x_shape, w_shape, kwargs = case
     with only(kernels):
@@ -98,10 +105,21 @@ def test_images_side_by_side_where_that_pays(N):
     assert_equals_numpy(draw(0, (N, 40, 8, 8), (300, 40, 3, 3)), padding=1)
 
 
-def test_few_channels_a_group_run_with_pixels_in_the_lanes():
-    x = np.zeros((1, 1, 1, 1), np.float32)
-    assert conv2d_numba._kernels(1, x) is conv2d_planes
-    assert conv2d_numba._kernels(lanes(np.float32), x) is conv2d_channels
+@pytest.mark.parametrize(
+    ("C", "F", "groups", "adjoint", "kernels"),
+    [
+        (64, 64, 1, False, conv2d_channels),
+        (1, 64, 1, False, conv2d_channels),
+        (1, 64, 1, True, conv2d_planes),
+        (64, 1, 1, False, conv2d_planes),
+        (64, 64, 64, True, conv2d_channels),
+        (64, 64, 32, False, conv2d_planes),
+        (2, 2, 2, False, conv2d_planes),
+    ],
+)
+def test_the_lanes_are_full(C, F, groups, adjoint, kernels):
+    geometry = Geometry(adjoint, C, 9, 9, F, window("test", 3), groups)
+    assert conv2d_numba._kernels(geometry, np.zeros(1, np.float32)) is kernels
 
 
 @both
