@@ -97,7 +97,7 @@ def test_bands_of_few_rows(case, seed, band_bytes):
         conv2d_channels._plan.cache_clear()
 
 
-@pytest.mark.parametrize("N", [8, 13, 16])
+@pytest.mark.parametrize("N", [ROWS, ROWS + 5, 2 * ROWS])
 def test_images_side_by_side_where_that_pays(N):
     geometry = Geometry(False, 40, 8, 8, 300, window("test", 3, padding=1), 1)
     plan = conv2d_channels._plan(geometry, N, lanes(np.float32))
