@@ -212,6 +212,18 @@ def test_what_is_not_finite_spreads_as_in_the_reference(kernels, where, bad):
         np.testing.assert_array_equal(np.isposinf(got), np.isposinf(want), err_msg=name)
 
 
+@both
+def test_nan_that_meets_only_padding_counts(kernels):
+    x, w = np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    with use("numba"), only(kernels):
+        y, cache = ops.conv2d_forward(x, w, padding=1)
+        dy = np.zeros_like(y)
+        dy[0, 0, 0, 0] = np.nan
+        dx, dw, _ = ops.conv2d_backward(dy, cache)
+    assert np.isnan(dw).all()
+    assert not dx.any()
+
+
 def test_results_are_fresh():
     arrays = draw(0, (2, 3, 6, 6), (4, 3, 3, 3))
     first = run("numba", arrays)
