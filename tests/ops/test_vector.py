@@ -41,10 +41,10 @@ def _arithmetic(a, b, c, out):
 @both
 def test_arithmetic_is_numpys(dtype):
     L = vector.lanes(dtype)
-    a, b, c = (draw(dtype, L + 1, seed) for seed in range(3))
+    a, b, c = (draw(dtype, L + 4, seed) for seed in range(3))
     out = np.full(8 * L + 1, np.nan, dtype)
     assert _arithmetic(a, b, c, out) == L
-    x, y, z = a[1:], b[:L], c[:L]
+    x, y, z = a[1 : L + 1], b[:L], c[:L]
     rows = out[:-1].reshape(8, L)
     expected = [x + y, x - y, x * y, None, np.maximum(x, y), a[2], b[3], 0]
     for row, want in zip(rows, expected):
@@ -60,14 +60,14 @@ def test_arithmetic_is_numpys(dtype):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_propagate(dtype, bad):
     L = vector.lanes(dtype)
-    a, b, c = (draw(dtype, L + 1, seed) for seed in range(3))
+    a, b, c = (draw(dtype, L + 4, seed) for seed in range(3))
     a[1] = bad
     b[1] = bad if np.isnan(bad) else b[1]
     out = np.empty(8 * L + 1, dtype)
     _arithmetic(a, b, c, out)
     for row in (0, 1, 2, 3):
         assert not np.isfinite(out[row * L])
-    np.testing.assert_array_equal(out[4 * L : 5 * L], np.maximum(a[1:], b[:L]))
+    np.testing.assert_array_equal(out[4 * L : 5 * L], np.maximum(a[1 : L + 1], b[:L]))
     np.testing.assert_equal(out[-1], np.asarray(bad, dtype))
 
 
@@ -128,11 +128,11 @@ def test_transpose_and_rows(dtype):
     a = draw(dtype, L * L + 1)
     order = np.random.default_rng(1).permutation(L)
     writes = np.arange(L) * L
-    writes[2] = -1  # not stored
+    writes[L - 1] = -1  # not stored
     out = np.full(L * L, 7, dtype)
     _transposed(a, order * L, writes, out)
     expected = a[1:].reshape(L, L)[order].T.copy()
-    expected[2] = 7
+    expected[L - 1] = 7
     np.testing.assert_array_equal(out.reshape(L, L), expected)
 
 
