@@ -84,6 +84,12 @@ class Layer(ABC):
         self.params[name] = value
         self.grads[name] = array_module(value).zeros_like(value)
 
+    def add_grads(self, **grads: Array | None) -> None:
+        """Add to the gradients of the parameters named; those the layer lacks are passed over."""
+        for name, g in grads.items():
+            if name in self.params:
+                self.grads[name] += g
+
     def children(self) -> dict[str, Layer]:
         """The layers directly inside this one, by name."""
         return {}

@@ -55,11 +55,6 @@ class _Conv(Layer):
         if bias:
             self.add_param("bias", uniform((self.out_channels,), bound, rng, dtype))
 
-    def _add_grads(self, dw: Array, db: Array | None) -> None:
-        self.grads["weight"] += dw
-        if db is not None:
-            self.grads["bias"] += db
-
     def extra_repr(self) -> str:
         kernel, stride, padding, dilation = self._window
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={kernel}, stride={stride}"
@@ -132,7 +127,7 @@ class Conv2d(_Conv):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         dx, dw, db = ops.conv2d_backward(dy, cache)
-        self._add_grads(dw, db)
+        self.add_grads(weight=dw, bias=db)
         return dx
 
     def window(self) -> Window:
@@ -205,7 +200,7 @@ class ConvTranspose2d(_Conv):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         dx, dw, db = ops.conv_transpose2d_backward(dy, cache)
-        self._add_grads(dw, db)
+        self.add_grads(weight=dw, bias=db)
         return dx
 
     def output_shape(self, x_shape: Shape) -> Shape:

@@ -63,9 +63,7 @@ class Linear(Layer):
 
     def backward(self, dy: Array, cache: Any) -> Array:
         dx, dw, db = ops.linear_backward(dy, cache)
-        self.grads["weight"] += dw
-        if db is not None:
-            self.grads["bias"] += db
+        self.add_grads(weight=dw, bias=db)
         return dx
 
     def output_shape(self, x_shape: Shape) -> Shape:

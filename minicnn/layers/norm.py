@@ -25,12 +25,6 @@ class _Norm(Layer):
         if affine and bias:
             self.add_param("bias", np.zeros(shape, dtype))
 
-    def _add_grads(self, dx: Array, dw: Array | None, db: Array | None) -> Array:
-        for name, g in (("weight", dw), ("bias", db)):
-            if name in self.params:
-                self.grads[name] += g
-        return dx
-
 
 class BatchNorm2d(_Norm):
     """Normalise each channel over the batch; see `ops.batch_norm_forward`.
@@ -100,7 +94,9 @@ class BatchNorm2d(_Norm):
         return self._normalise(x, training=False)[0]
 
     def backward(self, dy: Array, cache: Any) -> Array:
-        return self._add_grads(*ops.batch_norm_backward(dy, cache))
+        dx, dw, db = ops.batch_norm_backward(dy, cache)
+        self.add_grads(weight=dw, bias=db)
+        return dx
 
     def output_shape(self, x_shape: Shape) -> Shape:
         if len(x_shape) != 4 or x_shape[1] != self.num_features:
@@ -145,7 +141,9 @@ class LayerNorm(_Norm):
         return ops.layer_norm_forward(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def backward(self, dy: Array, cache: Any) -> Array:
-        return self._add_grads(*ops.layer_norm_backward(dy, cache))
+        dx, dw, db = ops.layer_norm_backward(dy, cache)
+        self.add_grads(weight=dw, bias=db)
+        return dx
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}"
@@ -188,7 +186,9 @@ class GroupNorm(_Norm):
         return ops.group_norm_forward(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def backward(self, dy: Array, cache: Any) -> Array:
-        return self._add_grads(*ops.group_norm_backward(dy, cache))
+        dx, dw, db = ops.group_norm_backward(dy, cache)
+        self.add_grads(weight=dw, bias=db)
+        return dx
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"
