@@ -70,6 +70,11 @@ class use:
         _chosen = self._previous
 
 
+def chosen() -> str | None:
+    """Return the version set with `use`, or None."""
+    return _chosen
+
+
 @contextmanager
 def prefer(version: str) -> Iterator[None]:
     """Let NumPy arrays run `version` inside the block unless `use` has chosen another.

@@ -28,11 +28,17 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "adam_update",
+    "all_finite",
     "clip_grad_norm",
     "clip_grad_value",
     "rmsprop_update",
     "sgd_update",
 ]
+
+
+def all_finite(a: Array) -> bool:
+    """Tell whether no number of `a` is NaN or infinite."""
+    return bool(array_module(a).isfinite(a).all())
 
 
 class HasParams(Protocol):

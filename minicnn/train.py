@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import ops
-from minicnn.backend import Array, array_module, prefer
+from minicnn.backend import Array, array_module
 from minicnn.data import Batches, Dataset
 from minicnn.layers import Layer, Sequential
-from minicnn.optim import Optimizer, clip_grad_norm
+from minicnn.optim import Optimizer, all_finite, clip_grad_norm
+from minicnn.plan import Plan, plan_of, running
 from minicnn.schedules import Schedule
 from minicnn.shapes import integer, number
 
@@ -91,6 +92,12 @@ class Trainer:
         Learning rate by number of updates made, see `minicnn.schedules`; else the optimiser's.
     clip_norm : float, optional
         Largest norm of all gradients together.
+    fused : bool
+        Let fused CPU kernels run several layers in one go where they can; `plan` shows which.
+        The result is the same up to rounding.
+    winograd : bool
+        Let them multiply convolutions out by Winograd's method where it is faster. Its rounding
+        errors are some ten times as large, see `minicnn.ops.conv2d_winograd`.
 
     Attributes
     ----------
@@ -121,6 +128,8 @@ class Trainer:
         loss: str | Loss = "cross_entropy",
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
+        fused: bool = True,
+        winograd: bool = True,
     ) -> None:
         if isinstance(loss, str):
             if loss not in LOSSES:
@@ -139,6 +148,7 @@ class Trainer:
             number("Trainer", "clip_norm", clip_norm, gt=0)
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.schedule, self.clip_norm = schedule, clip_norm
+        self.fused, self.winograd = fused, winograd
         self.history: list[dict[str, float]] = []
         self.position = Position()
         self.stop = False
@@ -187,17 +197,16 @@ class Trainer:
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.optimizer.step_count)
         self.model.train()
-        self.model.zero_grad()
         # Overflow warnings would say less, and earlier, than the check of loss and gradients.
-        with prefer("numba"), np.errstate(all="ignore"):
-            outputs, caches = self.model.forward(x)
+        with running(self.model, x, self.fused, self.winograd) as plan, np.errstate(all="ignore"):
+            outputs = plan.forward(x, training=True)
             value, cache = loss_forward(outputs, y)
             loss = float(value)
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}", x)
-            self.model.backward(loss_backward(array_module(value).ones_like(value), cache), caches)
+            plan.backward(loss_backward(array_module(value).ones_like(value), cache))
             for name, _, g in self.model.named_params():
-                if not array_module(g).isfinite(g).all():
+                if not all_finite(g):
                     self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
             if self.clip_norm is not None:
                 clip_grad_norm(self.model, self.clip_norm)
@@ -319,20 +328,27 @@ class Trainer:
         total = Position()
         batches = Batches(data, batch_size, shuffle=False)
         classes = batches.y.dtype.kind in "iu"
-        with prefer("numba"), np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             for x, y in batches:
                 if _count(y):
-                    outputs = self.model(x)
-                    loss, _ = self.loss[0](outputs, y)
+                    with running(self.model, x, self.fused, self.winograd) as plan:
+                        outputs = plan.forward(x, training=False)
+                        loss, _ = self.loss[0](outputs, y)
                     total.add(float(loss), _count_correct(outputs, y), _count(y))
         return total.metrics(classes)
 
     def predict(self, x: Array, batch_size: int = 256) -> Array:
         """Return the model's outputs for `x`; see `predict`."""
-        return predict(self.model, x, batch_size)
+        return predict(self.model, x, batch_size, self.fused, self.winograd)
+
+    def plan(self) -> Plan:
+        """Return how the model runs: which layers in one go and by which kernels; print it."""
+        return plan_of(self.model, self.fused, self.winograd)
 
 
-def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
+def predict(
+    model: Layer, x: Array, batch_size: int = 256, fused: bool = True, winograd: bool = True
+) -> Array:
     """Run a model over many samples, in batches.
 
     Parameters
@@ -340,6 +356,8 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
     model : Layer
     x : array, shape (N, ...)
     batch_size : int
+    fused, winograd : bool
+        As for `Trainer`.
 
     Returns
     -------
@@ -347,9 +365,15 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
         Outputs in evaluation mode: logits for the reference network.
     """
     step = integer("predict", "batch_size", batch_size, 1)
-    with prefer("numba"), np.errstate(all="ignore"):
-        parts = [model(x[i : i + step]) for i in range(0, max(len(x), 1), step)]
-    return array_module(x).concatenate(parts)
+    y: Array = None
+    with np.errstate(all="ignore"):
+        for i in range(0, max(len(x), 1), step):
+            with running(model, x[i : i + step], fused, winograd) as plan:
+                part = plan.forward(x[i : i + step], training=False)
+                if y is None:
+                    y = array_module(part).empty((len(x), *part.shape[1:]), part.dtype)
+                y[i : i + step] = part
+    return y
 
 
 def _count(y: Array) -> int:

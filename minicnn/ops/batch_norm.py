@@ -230,8 +230,8 @@ def batch_norm_forward(
     x = x.reshape(N, C, size(places))  # (N, C, L)
     if training:
         y, mean, var = forward(x, w, b, eps)
-        running_mean = _blend(running_mean, mean, momentum)
-        running_var = _blend(running_var, var * (M / (M - 1)), momentum)
+        running_mean = blend(running_mean, mean, momentum)
+        running_var = blend(running_var, var * (M / (M - 1)), momentum)
     else:
         statistics = (a.astype(np.float64) for a in (running_mean, running_var))
         y, mean, var = forward(x, w, b, eps, *statistics)
@@ -275,7 +275,8 @@ def batch_norm_backward(
     )
 
 
-def _blend(running: Array | None, new: Array, momentum: float) -> Array | None:
+def blend(running: Array | None, new: Array, momentum: float) -> Array | None:
+    """Move running statistics towards those of a new batch."""
     if running is None:
         return None
     return ((1 - momentum) * running + momentum * new).astype(running.dtype)

@@ -12,9 +12,11 @@ and take element offsets, so that one flat array holds any layout:
     broadcast(a, i), splat(s)       one number in every lane
     zero(a)                         a vector of zeros of a's type
     lane_count(a)                   L, the lanes of a vector of a's type
-    add, sub, mul, fma(x, y, z)     lane by lane; fma(x, y, z) = x * y + z rounded once
+    add, sub, mul, div, fma(x, y, z)    lane by lane; fma(x, y, z) = x * y + z rounded once
     maximum(x, y)                   NaN wins, as in numpy.maximum
     best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
+    load_winner(winner, i, a), where_winner(winner, k, v)    v where k has won, else zero
+    where_positive(x, v)            v where x > 0, else zero
     horizontal_sum(v)               the lanes added pairwise
 
 A register block is a tuple of vectors. Tuples of offsets say where its rows are in memory:
@@ -246,6 +248,11 @@ def mul(typingctx, x, y):
 
 
 @intrinsic
+def div(typingctx, x, y):
+    return _emits(x(x, x), lambda e, ty, args: e.b.fdiv(*args))
+
+
+@intrinsic
 def fma(typingctx, x, y, z):
     return _emits(x(x, x, x), lambda e, ty, args: e.fma(x, *args))
 
@@ -271,15 +278,61 @@ def no_winner(typingctx, a):
 
 
 @intrinsic
+def winner_of(typingctx, k, a):
+    """Winner k in every lane of a vector of a's type."""
+    winner = Vector(types.uint8, _vector(a).count)
+    return _emits(
+        winner(types.intp, a),
+        lambda e, ty, args: e.splat(e.b.trunc(args[0], ir.IntType(8)), winner.count),
+    )
+
+
+@intrinsic
 def take_larger(typingctx, best, winner, v, k):
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         best_, winner_, v_, k_ = args
-        larger = _larger(e, best_, v_)
+        # A NaN that is already there keeps its place.
+        larger = e.b.and_(_larger(e, best_, v_), e.b.fcmp_ordered("ord", best_, best_))
         new = e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count)
         return e.tuple(result, [e.b.select(larger, v_, best_), e.b.select(larger, new, winner_)])
 
     result = types.Tuple((best, winner))
     return _emits(result(best, winner, best, types.intp), body)
+
+
+@intrinsic
+def load_winner(typingctx, winner, i, a):
+    """Load the winners that were stored for a vector of a's type."""
+    ty = Vector(types.uint8, _vector(a).count)
+    return _emits(
+        ty(winner, types.intp, a),
+        lambda e, _, args: e.load(ty, e.at(winner, args[0], args[1], count=ty.count)),
+    )
+
+
+@intrinsic
+def where_winner(typingctx, winner, k, v):
+    """Keep v in the lanes whose winner is k; zero in the others."""
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        winner_, k_, v_ = args
+        same = e.b.icmp_unsigned(
+            "==", winner_, e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count)
+        )
+        return e.b.select(same, v_, e.zero(v))
+
+    return _emits(v(winner, types.intp, v), body)
+
+
+@intrinsic
+def where_positive(typingctx, x, v):
+    """Keep v in the lanes where x > 0; zero in the others, where x is NaN too."""
+    return _emits(
+        x(x, x),
+        lambda e, ty, args: e.b.select(
+            e.b.fcmp_ordered(">", args[0], e.zero(x)), args[1], e.zero(x)
+        ),
+    )
 
 
 @intrinsic
