@@ -77,7 +77,14 @@ class BatchNorm2d(_Norm):
             )
         mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
         return ops.batch_norm_forward(
-            x, self.weight, self.bias, mean, var, training or mean is None, self._momentum(), self.eps
+            x,
+            self.weight,
+            self.bias,
+            mean,
+            var,
+            training or mean is None,
+            self._momentum(),
+            self.eps,
         )
 
     def forward(self, x: Array) -> tuple[Array, Any]:

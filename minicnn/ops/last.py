@@ -261,7 +261,13 @@ def normalise(x: Array, mean: Array, scale: Array, bias: Array, y: Array, relu: 
 
 
 def normalise_gradient(
-    x: Array, dy: Array, y: Array | None, mean: Array, var: Array, eps: float, w: Array | None,
+    x: Array,
+    dy: Array,
+    y: Array | None,
+    mean: Array,
+    var: Array,
+    eps: float,
+    w: Array | None,
     dx: Array | None,
 ) -> tuple[Array, Array]:
     """Write dx, and return dw and db, of batch-norm with the statistics of its own batch.
@@ -366,9 +372,7 @@ def max_pool(x: Array, win: Window, y: Array, winner: Array | None) -> None:
 def max_pool_gradient(dy: Array, winner: Array, win: Window, dx: Array) -> None:
     """Write dx: each gradient goes to the tap that won, and overlapping windows add up."""
     (N, H, W, P), (OH, OW) = dx.shape, dy.shape[1:3]
-    _max_pool_gradient(
-        flat(dy), flat(winner), dx.reshape(-1), N, H, W, P, OH, OW, *_sizes(win)
-    )
+    _max_pool_gradient(flat(dy), flat(winner), dx.reshape(-1), N, H, W, P, OH, OW, *_sizes(win))
 
 
 def _sizes(win: Window) -> tuple[int, ...]:

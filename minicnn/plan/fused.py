@@ -44,7 +44,9 @@ class NormStage(Stage):
             if training:
                 layer.track(mean, var, N * H * W)
         else:
-            mean, var = (layer.buffers[name].astype(np.float64) for name in ("running_mean", "running_var"))
+            mean, var = (
+                layer.buffers[name].astype(np.float64) for name in ("running_mean", "running_var")
+            )
         scale = 1 / np.sqrt(var + layer.eps)
         if layer.weight is not None:
             scale = scale * layer.weight
@@ -192,7 +194,9 @@ class ConvStage(Stage):
     @staticmethod
     def takes_pool(layer: Layer) -> bool:
         win = layer.window()
-        return PoolStage.takes(layer) and win.stride == win.kernel and win.padding == ((0, 0), (0, 0))
+        return (
+            PoolStage.takes(layer) and win.stride == win.kernel and win.padding == ((0, 0), (0, 0))
+        )
 
 
 class LinearStage(Stage):
