@@ -33,7 +33,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
 from minicnn.ops.jit import buffers, flat, kernel
-from minicnn.ops.last import padded, to_last
+from minicnn.ops.last import OFF, padded, to_last
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
@@ -67,7 +67,6 @@ from minicnn.shapes import Window
 PRODUCTS = T * T  # of a tile
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
-OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
 PARTS_BYTES = 64 << 20  # partial weight gradients may take so much
 OUTPUTS = {3: 4, 5: 2}  # M for R
 

@@ -33,6 +33,7 @@ from minicnn.ops.vector import (
     load_rows,
     load_winner,
     maximum,
+    relu_winner,
     store,
     sub,
     take_larger,
@@ -46,6 +47,7 @@ from minicnn.ops.vector import (
 from minicnn.shapes import Window
 
 CHUNK = 1 << 14  # numbers: a piece of work where nothing is summed
+OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
 PARTS = 16
 BLOCK = 64
 
@@ -239,6 +241,29 @@ def _input_gradient(x, dy, y, rows, P, mean, relu, scale, slope, constant, dx):
                 store(dx, i * P + c, fma(g, a, fma(sub(load(x, i * P + c), m), s, d)))
 
 
+@kernel(parallel=True)
+def _sums(x, rows, P, sums):
+    """Add up the rows, in parts."""
+    L, parts = lane_count(x), len(sums)
+    for part in numba.prange(parts):
+        first, end = part * rows // parts, (part + 1) * rows // parts
+        sums[part, :] = 0
+        for r in range(first, end, BLOCK):
+            for c in range(0, P, L):
+                s = zero(x)
+                for i in range(r, min(end, r + BLOCK)):
+                    s = add(s, load(x, i * P + c))
+                store(sums[part], c, add(load(sums[part], c), s))
+
+
+def channel_sums(x: Array, channels: int) -> Array:
+    """Return the sum of each channel over all pixels, in float64."""
+    P = x.shape[-1]
+    sums = np.empty((PARTS, P), x.dtype)
+    _sums(flat(x), x.size // P, P, sums)
+    return sums[:, :channels].sum(axis=0, dtype=np.float64)
+
+
 def moments(x: Array, channels: int) -> tuple[Array, Array]:
     """Return the mean and the biased variance of each channel, in float64.
 
@@ -390,3 +415,38 @@ def mean_gradient(dy: Array, dx: Array) -> None:
     """Spread dy (N, 1, 1, P) over all pixels of dx."""
     N, H, W, P = dx.shape
     _mean_gradient(flat(dy), dx.reshape(-1), N, H * W, P, np.array([H * W], dx.dtype))
+
+
+# ---------------------------------------------------------------- the end of a convolution
+
+
+@kernel()
+def finish(packed, shift, pitch, P, n, first, rows, OH, OW, KH, KW, relu, y, winner):
+    """Write rows of image n, from `first` on, to y: as they are, or through ReLU and max-pool.
+
+    Pixel p of them is ``packed[shift + p * pitch :][: P]``. They are whole windows of the pool.
+    """
+    L = lane_count(y)
+    if KH * KW == 1:
+        to = (n * OH + first) * OW * P
+        for p in range(rows * OW):
+            for c in range(0, P, L):
+                v = load(packed, shift + p * pitch + c)
+                store(y, to + p * P + c, maximum(zero(y), v) if relu else v)
+        return
+    PH, PW = OH // KH, OW // KW
+    for i in range(rows // KH):
+        for j in range(PW):
+            at = shift + (i * KH * OW + j * KW) * pitch
+            to = ((n * PH + first // KH + i) * PW + j) * P
+            for c in range(0, P, L):
+                best, who = load(packed, at + c), winner_of(0, y)
+                for p in range(KH):
+                    for q in range(KW):
+                        v = load(packed, at + (p * OW + q) * pitch + c)
+                        best, who = take_larger(best, who, v, p * KW + q)
+                if relu:
+                    best, who = relu_winner(best, who, OFF)
+                store(y, to + c, best)
+                if winner.size:
+                    store(winner, to + c, who)

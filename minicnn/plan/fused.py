@@ -9,9 +9,15 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.layers import BatchNorm2d, Layer, MaxPool2d, ReLU
-from minicnn.ops import last
+from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_lists, last
+from minicnn.ops.conv2d_channels import Layouts
+from minicnn.ops.conv2d_maps import Geometry, round_up
+from minicnn.ops.vector import lanes
 from minicnn.plan.buffers import Maps
 from minicnn.plan.stages import Named, Stage
+from minicnn.shapes import window
+
+WINOGRAD_PIXELS = 1024  # of the output, from which transforming the filters pays
 
 
 class ReLUStage(Stage):
@@ -168,34 +174,103 @@ class ConvStage(Stage):
 
     def __init__(self, named: Sequence[Named], winograd: bool) -> None:
         super().__init__(named)
-        self.winograd = winograd
-
-    def forward(self, x: Maps, training: bool) -> Maps:
-        layer, rest = self.layers[0], self.layers[1:]
-        self._came = x
-        self._caches = []
-        data = self.first(x)
-        for layer in self.layers:
-            data, cache = layer.forward(data)
-            self._caches.append(cache)
-        return self.last(Maps(data))
-
-    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
-        data = self.first(dy, "dy")
-        self.layers[0].zero_grad()
-        for layer, cache in zip(reversed(self.layers), reversed(self._caches)):
-            data = layer.backward(data, cache)
-        return self.like(self._came, Maps(data))
+        conv, *rest = self.layers
+        self.relu = any(type(layer) is ReLU for layer in rest)
+        pools = [layer.window() for layer in rest if type(layer) is MaxPool2d]
+        self.pool_window = pools[0] if pools else window("", (1, 1))
+        self.winograd = winograd and conv2d_winograd.applies(
+            conv.weight, conv.window(), conv.groups
+        )
 
     @staticmethod
     def takes(layer: Layer) -> bool:
-        return True
+        """Tell whether the kernels run this layer: each group fills whole vectors, or one is all."""
+        inside, out = layer.weight.shape[1], layer.weight.shape[0] // layer.groups
+        L = lanes(layer.weight.dtype)
+        return layer.groups == 1 or inside == out == 1 or inside % L == out % L == 0
 
     @staticmethod
     def takes_pool(layer: Layer) -> bool:
+        """Tell whether this pool can follow in the same pass: windows side by side."""
         win = layer.window()
         return (
             PoolStage.takes(layer) and win.stride == win.kernel and win.padding == ((0, 0), (0, 0))
+        )
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        conv, pool = self.layers[0], self.pool_window.kernel
+        w, b, win = conv.weight, conv.bias, conv.window()
+        F, L = len(w), lanes(w.dtype)
+        self._came = x
+        if x.last or conv.in_channels >= L:
+            x = self.last(x)
+        self._x = x
+        N = len(x.data)
+        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
+        sizes = win.output_size("conv2d", H, W)
+        self._map = (N, *sizes, round_up(F, L))  # before the pool
+        shape = (N, sizes[0] // pool[0], sizes[1] // pool[1], round_up(F, L))
+        y = self.buffer("y", shape, w.dtype)
+        self._winner = None
+        if training and pool != (1, 1):
+            self._winner = self.buffer("winner", shape, np.uint8)
+        self._fast = self.winograd and x.last and N * sizes[0] * sizes[1] >= WINOGRAD_PIXELS
+        if self._fast and conv2d_winograd.takes_pool(w, pool):
+            self.how = "numba, winograd"
+            conv2d_winograd.forward(
+                x.data, w, b, win, y, relu=self.relu, pool=pool, winner=self._winner
+            )
+        else:
+            self.how = "numba"
+            to = Layouts(x.last, True, self.relu, *pool)
+            conv2d_channels.correlate(
+                self._geometry(False, H, W), x.data, w, b, y, to, self._winner
+            )
+        self._y = y
+        return Maps(y, F)
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        conv, pool = self.layers[0], self.pool_window.kernel
+        w, win, x = conv.weight, conv.window(), self._x
+        dw, db = conv.grads["weight"], conv.grads.get("bias")
+        dx = None
+        if need_dx:
+            dx = self.buffer("dx", x.data.shape, w.dtype)
+        if pool != (1, 1) and x.last and win.stride == (1, 1) and w.shape[2:] != (3, 3):
+            bias = np.empty(len(w), w.dtype) if db is None else db
+            conv_block_lists.backward(
+                x.data, dy.data, self._winner, w, dw, bias, dx, win, pool, False
+            )
+            return None if dx is None else self.like(self._came, Maps(dx, x.channels))
+        d = dy.data
+        if pool != (1, 1):
+            d = self.buffer("dy", self._map, w.dtype)
+            last.max_pool_gradient(dy.data, self._winner, self.pool_window, d)
+        elif self.relu:
+            d = self.buffer("dy", self._map, w.dtype)
+            last.relu_gradient(dy.data, self._y, d)
+        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
+        if self._fast:
+            conv2d_winograd.weight_gradient(x.data, d, win, dw)
+            if db is not None:
+                db[...] = last.channel_sums(d, len(w))
+            if dx is not None:
+                conv2d_winograd.input_gradient(d, w, win, dx)
+        else:
+            bias = np.empty(len(w), w.dtype) if db is None else db
+            conv2d_channels.weight_gradient(
+                self._geometry(False, H, W), x.data, d, dw, bias, Layouts(x.last, True)
+            )
+            if dx is not None:
+                conv2d_channels.correlate(
+                    self._geometry(True, H, W), d, w, None, dx, Layouts(True, x.last)
+                )
+        return None if dx is None else self.like(self._came, Maps(dx, x.channels))
+
+    def _geometry(self, adjoint: bool, H: int, W: int) -> Geometry:
+        conv = self.layers[0]
+        return Geometry(
+            adjoint, conv.in_channels, H, W, conv.out_channels, conv.window(), conv.groups
         )
 
 
