@@ -218,7 +218,7 @@ def _transform_target(products, first, count, plan, grid, bias, relu, scratch, y
 # ---------------------------------------------------------------- products of an item
 
 
-@kernel()
+@kernel(inline=True)
 def _panel_products(acc, v, u, f, k, count, plan, out):
     """``out[k, tile, f ...] = sum over c of v[k, tile, c] * u[k, c, f ...]``, on one panel."""
     width = lane_count(u) * (len(acc) // ROWS)
@@ -244,7 +244,7 @@ def _products(v, u, count, plan, out):
                 _panel_products(zeros(u, ROWS), v, u, f, k, count, plan, out)
 
 
-@kernel()
+@kernel(inline=True)
 def _panel_gradients(acc, v, d, f, k, count, plan, du):
     """``du[k, c, f ...] += sum over tiles of v[k, tile, c] * d[k, tile, f ...]``, on one panel."""
     v0, d0 = k * plan.source_step, k * plan.target_step + f

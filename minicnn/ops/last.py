@@ -132,25 +132,33 @@ def _tables(C: int, P: int, S: int) -> tuple[np.ndarray, np.ndarray]:
 
 @kernel(parallel=True)
 def _relu(x, y):
-    L, blocks = lane_count(x), (x.size + CHUNK - 1) // CHUNK
-    for k in numba.prange(blocks):
-        for i in range(k * CHUNK, min(x.size, (k + 1) * CHUNK), L):
+    L = lane_count(x)
+    for k in numba.prange((x.size + CHUNK - 1) // CHUNK):
+        end = min(x.size, (k + 1) * CHUNK)
+        whole = end - (end - k * CHUNK) % L
+        for i in range(k * CHUNK, whole, L):
             store(y, i, maximum(zero(x), load(x, i)))
+        for i in range(whole, end):
+            y[i] = 0 if x[i] <= 0 else x[i]
 
 
 @kernel(parallel=True)
 def _relu_gradient(dy, y, dx):
-    L, blocks = lane_count(y), (y.size + CHUNK - 1) // CHUNK
-    for k in numba.prange(blocks):
-        for i in range(k * CHUNK, min(y.size, (k + 1) * CHUNK), L):
+    L = lane_count(y)
+    for k in numba.prange((y.size + CHUNK - 1) // CHUNK):
+        end = min(y.size, (k + 1) * CHUNK)
+        whole = end - (end - k * CHUNK) % L
+        for i in range(k * CHUNK, whole, L):
             store(dx, i, where_positive(load(y, i), load(dy, i)))
+        for i in range(whole, end):
+            dx[i] = dy[i] if y[i] > 0 else 0
 
 
 @kernel(parallel=True)
-def _add_relu(a, b, y, relu):
-    L, blocks = lane_count(a), (a.size + CHUNK - 1) // CHUNK
-    for k in numba.prange(blocks):
-        for i in range(k * CHUNK, min(a.size, (k + 1) * CHUNK), L):
+def _add(a, b, y, relu):
+    L = lane_count(a)
+    for k in numba.prange((a.size + CHUNK - 1) // CHUNK):
+        for i in range(k * CHUNK, min(a.size, (k + 1) * CHUNK), L):  # maps end with a vector
             v = add(load(a, i), load(b, i))
             store(y, i, maximum(zero(a), v) if relu else v)
 
@@ -167,7 +175,7 @@ def relu_gradient(dy: Array, y: Array, dx: Array) -> None:
 
 def add_maps(a: Array, b: Array, y: Array, relu: bool = False) -> None:
     """``y = a + b``, and ReLU of it if asked for; y may be a."""
-    _add_relu(flat(a), flat(b), y.reshape(-1), relu)
+    _add(flat(a), flat(b), y.reshape(-1), relu)
 
 
 # ---------------------------------------------------------------- batch-norm

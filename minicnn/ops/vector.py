@@ -10,9 +10,10 @@ and take element offsets, so that one flat array holds any layout:
     v = load(a, i)                  a[i : i + L] as one vector of L lanes
     store(a, i, v)
     broadcast(a, i), splat(s)       one number in every lane
+    lane(v)                         the number in the first lane
     zero(a)                         a vector of zeros of a's type
     lane_count(a)                   L, the lanes of a vector of a's type
-    add, sub, mul, div, fma(x, y, z)    lane by lane; fma(x, y, z) = x * y + z rounded once
+    add, sub, mul, div, sqrt(x), fma(x, y, z)    lane by lane; fma is x * y + z, rounded once
     maximum(x, y)                   NaN wins, as in numpy.maximum
     best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
     load_winner(winner, i, a), where_winner(winner, k, v)    v where k has won, else zero
@@ -37,6 +38,12 @@ stays in registers while k runs.
     acc = lane_tile(...)       the same with the vector a[at + rows[r] + cols[k] + v*L :][: L]
     acc = tile_load(acc, a, at, rows), tile_store(acc, a, at, rows), tile_add(x, y)
     acc = tile_repeat(acc, a, at)        every row is a[at : at + V*L]
+
+Dot products of rows of two arrays need no copy of either that lies the other way:
+
+    acc = dot_tile(acc, a, at, rows, b, bt, b_rows, n)
+        acc[r][s] += a[at + rows[r] + k*L :][: L] * b[bt + b_rows[s] + k*L :][: L]  (n values of k)
+    sums = tile_sums(acc)            the lanes of each added up
 
 Where most products would be with zero, lists say which are not (`n` entries of g and of offsets):
 
@@ -179,6 +186,14 @@ class _Emit:
         function = ir.FunctionType(vt, [vt] * 3)
         return self.b.call(cgutils.get_or_insert_function(self.b.module, function, name), [x, y, z])
 
+    def horizontal_sum(self, ty: Vector, x: Any) -> Any:
+        vt = x.type
+        function = ir.FunctionType(vt.element, [vt.element, vt])
+        name = f"llvm.vector.reduce.fadd.v{ty.count}f{ty.dtype.bitwidth}"
+        reduce = cgutils.get_or_insert_function(self.b.module, function, name)
+        # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
+        return self.b.call(reduce, [ir.Constant(vt.element, -0.0), x], fastmath=("reassoc",))
+
     def items(self, value: Any) -> list[Any]:
         return [self.b.extract_value(value, i) for i in range(len(value.type.elements))]
 
@@ -238,6 +253,14 @@ def splat(typingctx, s):
 
 
 @intrinsic
+def lane(typingctx, v):
+    """Return the number in the first lane."""
+    return _emits(
+        v.dtype(v), lambda e, ty, args: e.b.extract_element(args[0], ir.Constant(_I32, 0))
+    )
+
+
+@intrinsic
 def zero(typingctx, a):
     v = _vector(a)
     return _emits(v(a), lambda e, ty, args: e.zero(v))
@@ -261,6 +284,17 @@ def mul(typingctx, x, y):
 @intrinsic
 def div(typingctx, x, y):
     return _emits(x(x, x), lambda e, ty, args: e.b.fdiv(*args))
+
+
+@intrinsic
+def sqrt(typingctx, x):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        vt = e.context.get_value_type(x)
+        name = f"llvm.sqrt.v{x.count}f{x.dtype.bitwidth}"
+        function = cgutils.get_or_insert_function(e.b.module, ir.FunctionType(vt, [vt]), name)
+        return e.b.call(function, args)
+
+    return _emits(x(x), body)
 
 
 @intrinsic
@@ -360,15 +394,7 @@ def where_positive(typingctx, x, v):
 
 @intrinsic
 def horizontal_sum(typingctx, v):
-    def body(e: _Emit, ty: Any, args: Any) -> Any:
-        vt = args[0].type
-        function = ir.FunctionType(vt.element, [vt.element, vt])
-        name = f"llvm.vector.reduce.fadd.v{v.count}f{v.dtype.bitwidth}"
-        reduce = cgutils.get_or_insert_function(e.b.module, function, name)
-        # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
-        return e.b.call(reduce, [ir.Constant(vt.element, -0.0), args[0]], fastmath=("reassoc",))
-
-    return _emits(v.dtype(v), body)
+    return _emits(v.dtype(v), lambda e, ty, args: e.horizontal_sum(v, args[0]))
 
 
 # ---------------------------------------------------------------- tuples of offsets
@@ -630,6 +656,42 @@ def outer_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
 @intrinsic
 def lane_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
     return _tile(False, acc, a, rows, cols, b)
+
+
+@intrinsic
+def dot_tile(typingctx, acc, a, at, rows, b, bt, b_rows, n):
+    v = acc.dtype
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        acc_, a_, at_, rows_, b_, bt_, b_rows_, n_ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+        b_rows_ = [e.sum((bt_, row)) for row in e.items(b_rows_)]
+        step = e.number(v.count)
+
+        def terms(sums: Sequence[Any], j: Any, k: Any) -> list[Any]:
+            bs = [e.load(v, e.at(b, b_, row, k, count=v.count)) for row in b_rows_]
+            new = []
+            for r, row in enumerate(a_rows):
+                x = e.load(v, e.at(a, a_, row, k, count=v.count))
+                for s, y in enumerate(bs):
+                    new.append(e.fma(v, x, y, sums[r * len(bs) + s]))
+            return new
+
+        return e.tuple(acc, _sum_loop(e, n_, e.items(acc_), [(e.number(0), step)], terms))
+
+    i = types.intp
+    return _emits(acc(acc, a, i, rows, b, i, b_rows, i), body)
+
+
+@intrinsic
+def tile_sums(typingctx, acc):
+    """Add up the lanes of every vector: a tuple of numbers."""
+    v = acc.dtype
+    result = types.UniTuple(v.dtype, acc.count)
+    return _emits(
+        result(acc),
+        lambda e, ty, args: e.tuple(result, [e.horizontal_sum(v, x) for x in e.items(args[0])]),
+    )
 
 
 @intrinsic

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from minicnn.backend import Array
-from minicnn.layers import BatchNorm2d, Layer, MaxPool2d, ReLU
-from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_lists, last
+from minicnn.layers import Flatten, Layer, Linear, MaxPool2d, ReLU
+from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_lists, last, linear_numba
 from minicnn.ops.conv2d_channels import Layouts
 from minicnn.ops.conv2d_maps import Geometry, round_up
 from minicnn.ops.vector import lanes
@@ -281,18 +281,34 @@ class LinearStage(Stage):
     def takes_flatten(layer: Layer) -> bool:
         return (layer.options["start_dim"], layer.options["end_dim"]) == (1, -1)
 
+    def __init__(self, named: Sequence[Named]) -> None:
+        super().__init__(named)
+        (self.linear,) = (layer for layer in self.layers if type(layer) is Linear)
+        self.relu = type(self.layers[-1]) is ReLU
+
     def forward(self, x: Maps, training: bool) -> Maps:
-        self._came, self._caches = x, []
+        w, b = self.linear.weight, self.linear.bias
         data = self.first(x)
-        for layer in self.layers:
-            data, cache = layer.forward(data)
-            self._caches.append(cache)
-        return Maps(data)
+        self._came = Maps(data) if not x.last else x
+        self._x = data.reshape(-1, w.shape[1])
+        y = self.buffer("y", (len(self._x), len(w)), w.dtype)
+        linear_numba.forward(self._x, w, b, y, self.relu)
+        self._y = y
+        flat_in = type(self.layers[0]) is Flatten
+        return Maps(y if flat_in else y.reshape(*data.shape[:-1], len(w)))
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
-        data = dy.data
-        for layer in self.layers:
-            layer.zero_grad()
-        for layer, cache in zip(reversed(self.layers), reversed(self._caches)):
-            data = layer.backward(data, cache)
-        return self.like(self._came, Maps(data))
+        w, d = self.linear.weight, dy.data.reshape(self._y.shape)
+        if self.relu:
+            d = self.buffer("dy", self._y.shape, w.dtype)
+            last.relu_gradient(dy.data, self._y, d)
+        dx = self.buffer("dx", self._x.shape, w.dtype) if need_dx else None
+        db = self.linear.grads.get("bias", np.empty(len(w), w.dtype))
+        linear_numba.backward(d, self._x, w, dx, self.linear.grads["weight"], db)
+        if dx is None:
+            return None
+        came = self._came
+        if came.last:
+            N, H, W, _ = came.data.shape
+            return self.like(came, Maps(dx.reshape(N, came.channels, H, W)))
+        return Maps(dx.reshape(came.data.shape))
