@@ -36,6 +36,16 @@ stays in registers while k runs.
     acc = tile_load(acc, a, at, rows), tile_store(acc, a, at, rows), tile_add(x, y)
     acc = tile_repeat(acc, a, at)        every row is a[at : at + V*L]
 
+Where most products would be with zero, lists say which are not (`n` entries of g and of offsets):
+
+    acc = list_tile(g, i, n, at_of, a, at, rows, v)
+        acc[r][v] = sum over k of g[i + k] * a[at + rows[r] + at_of[i + k] + v*L :][: L]
+    acc = lists_tile(g, i, n, step, at_of, a, at, r, v)        R lists side by side
+        acc[r][v] = sum over k of g[i + k*step + r] * a[at + at_of[i + k*step + r] + v*L :][: L]
+
+The numbers of rows and of vectors are literals, or the lengths of tuples given in their place: a
+tuple that is an argument makes a kernel for each length.
+
 A vector is as wide as the machine's registers: 64 bytes with AVX-512, 32 with AVX, else 16
 (NEON, SSE). Nothing is read or written outside [offset, offset + lanes), and nobody checks that
 this lies inside the array, except under NUMBA_BOUNDSCHECK=1: then every access is checked.
@@ -63,6 +73,7 @@ VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else
 # of b and one of a leave room, and eight row pointers still fit the integer registers. AVX has 16.
 ROWS = 6 if VECTOR_BYTES == 32 else 8
 
+BLOCK = 64  # terms that a kernel adds in one go: longer sums are sums of blocks, to round less
 CHECKED = bool(getattr(_numba_config, "BOUNDSCHECK", None))  # NUMBA_BOUNDSCHECK=1
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -298,8 +309,15 @@ def horizontal_sum(typingctx, v):
 # ---------------------------------------------------------------- tuples of offsets
 
 
+def _count(n: Any) -> int:
+    """Return the number that `n` stands for: a literal, or a tuple of that length."""
+    return n.count if isinstance(n, types.BaseTuple) else n.literal_value
+
+
 @intrinsic(prefer_literal=True)
 def offsets(typingctx, table, i, last, n):
+    count = _count(n)
+
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         table_, i_, last_, _ = args
         rows = []
@@ -309,13 +327,14 @@ def offsets(typingctx, table, i, last, n):
             rows.append(e.b.sext(e.b.load(e.at(table, table_, k)), _I64))
         return e.tuple(result, rows)
 
-    count = n.literal_value
     result = types.UniTuple(types.intp, count)
     return _emits(result(table, types.intp, types.intp, n), body)
 
 
 @intrinsic(prefer_literal=True)
 def multiples(typingctx, i, last, step, n):
+    count = _count(n)
+
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         i_, last_, step_, _ = args
         rows = []
@@ -325,7 +344,6 @@ def multiples(typingctx, i, last, step, n):
             rows.append(e.b.mul(k, step_))
         return e.tuple(result, rows)
 
-    count = n.literal_value
     result = types.UniTuple(types.intp, count)
     return _emits(result(types.intp, types.intp, types.intp, n), body)
 
@@ -463,6 +481,46 @@ def _as_written(module: ir.Module) -> ir.MDValue:
     return loop
 
 
+def _sum_loop(
+    e: _Emit,
+    n: Any,
+    start: Sequence[Any],
+    counters: Sequence[tuple[Any, Any]],
+    terms: Callable[..., Sequence[Any]],
+) -> list[Any]:
+    """Emit ``for j in range(n): sums = terms(sums, j, *counters)`` and return the last sums.
+
+    Sums begin as `start`; counters are pairs of a first value and a step.
+    """
+    counters = [(e.number(0), e.number(1)), *counters]
+    before = e.b.block
+    loop, after = e.b.append_basic_block("tile.k"), e.b.append_basic_block("tile.end")
+    e.b.cbranch(e.b.icmp_signed(">", n, e.number(0)), loop, after)
+
+    e.b.position_at_end(loop)
+    at = [e.b.phi(_I64) for _ in counters]
+    sums = [e.b.phi(value.type) for value in start]
+    new = terms(sums, *at)
+    following = [e.b.add(phi, step) for phi, (_, step) in zip(at, counters)]
+    end = e.b.block
+    repeat = e.b.cbranch(e.b.icmp_signed("<", following[0], n), loop, after)
+    repeat.set_metadata("llvm.loop", _as_written(e.b.module))
+
+    for phi, (first, _), value in zip(at, counters, following):
+        phi.add_incoming(first, before)
+        phi.add_incoming(value, end)
+    e.b.position_at_end(after)
+    out = []
+    for phi, old, value in zip(sums, start, new):
+        phi.add_incoming(old, before)
+        phi.add_incoming(value, end)
+        result = e.b.phi(value.type)
+        result.add_incoming(old, before)
+        result.add_incoming(value, end)
+        out.append(result)
+    return out
+
+
 def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
     """Emit the loop over k of `outer_tile` (spread) or `lane_tile`."""
     v = acc.dtype
@@ -471,48 +529,29 @@ def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         acc_, a_, at_, rows_, cols_, k_, n_, b_, bi_, step_ = args
         a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
-        before, start = e.b.block, e.items(acc_)
-        loop, after = e.b.append_basic_block("tile.k"), e.b.append_basic_block("tile.end")
-        e.b.cbranch(e.b.icmp_signed(">", n_, e.number(0)), loop, after)
 
-        e.b.position_at_end(loop)
-        j, bj = e.b.phi(_I64), e.b.phi(_I64)
-        sums = [e.b.phi(value.type) for value in start]
-        col = e.b.sext(e.b.load(e.at(cols, cols_, k_, j)), _I64)
-        bs = [
-            e.load(v, e.at(b, b_, bj, e.number(s * v.count), count=v.count)) for s in range(vectors)
-        ]
-        new = []
-        for r, row in enumerate(a_rows):
-            if spread:
-                scalar = e.b.load(e.at(a, a_, row, col))
-                xs = [e.splat(scalar, v.count)] * vectors
-            else:
-                at = [
-                    e.at(a, a_, row, col, e.number(s * v.count), count=v.count)
-                    for s in range(vectors)
-                ]
-                xs = [e.load(v, pointer) for pointer in at]
-            for s in range(vectors):
-                new.append(e.fma(v, xs[s], bs[s], sums[r * vectors + s]))
-        j_next, b_next, end = e.b.add(j, e.number(1)), e.b.add(bj, step_), e.b.block
-        repeat = e.b.cbranch(e.b.icmp_signed("<", j_next, n_), loop, after)
-        repeat.set_metadata("llvm.loop", _as_written(e.b.module))
+        def terms(sums: Sequence[Any], j: Any, bj: Any) -> list[Any]:
+            col = e.b.sext(e.b.load(e.at(cols, cols_, k_, j)), _I64)
+            bs = [
+                e.load(v, e.at(b, b_, bj, e.number(s * v.count), count=v.count))
+                for s in range(vectors)
+            ]
+            new = []
+            for r, row in enumerate(a_rows):
+                if spread:
+                    scalar = e.b.load(e.at(a, a_, row, col))
+                    xs = [e.splat(scalar, v.count)] * vectors
+                else:
+                    at = [
+                        e.at(a, a_, row, col, e.number(s * v.count), count=v.count)
+                        for s in range(vectors)
+                    ]
+                    xs = [e.load(v, pointer) for pointer in at]
+                for s in range(vectors):
+                    new.append(e.fma(v, xs[s], bs[s], sums[r * vectors + s]))
+            return new
 
-        j.add_incoming(e.number(0), before)
-        j.add_incoming(j_next, end)
-        bj.add_incoming(bi_, before)
-        bj.add_incoming(b_next, end)
-        e.b.position_at_end(after)
-        out = []
-        for phi, old, value in zip(sums, start, new):
-            phi.add_incoming(old, before)
-            phi.add_incoming(value, end)
-            result = e.b.phi(value.type)
-            result.add_incoming(old, before)
-            result.add_incoming(value, end)
-            out.append(result)
-        return e.tuple(acc, out)
+        return e.tuple(acc, _sum_loop(e, n_, e.items(acc_), [(bi_, step_)], terms))
 
     i = types.intp
     return _emits(acc(acc, a, i, rows, cols, i, i, b, i, i), body)
@@ -526,3 +565,59 @@ def outer_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
 @intrinsic
 def lane_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
     return _tile(False, acc, a, rows, cols, b)
+
+
+@intrinsic
+def list_tile(typingctx, g, i, n, at_of, a, at, rows, v):
+    vector = _vector(a)
+    acc = types.UniTuple(vector, rows.count * v.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        g_, i_, n_, at_of_, a_, at_, rows_, _ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+
+        def terms(sums: Sequence[Any], j: Any) -> list[Any]:
+            scale = e.splat(e.b.load(e.at(g, g_, i_, j)), vector.count)
+            of = e.b.sext(e.b.load(e.at(at_of, at_of_, i_, j)), _I64)
+            return _add_scaled(e, vector, sums, [(scale, (row, of)) for row in a_rows], a, a_)
+
+        return e.tuple(acc, _sum_loop(e, n_, [e.zero(vector)] * acc.count, [], terms))
+
+    k = types.intp
+    return _emits(acc(g, k, k, at_of, a, k, rows, v), body)
+
+
+@intrinsic
+def lists_tile(typingctx, g, i, n, step, at_of, a, at, r, v):
+    vector = _vector(a)
+    acc = types.UniTuple(vector, r.count * v.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        g_, i_, n_, step_, at_of_, a_, at_, *_ = args
+
+        def terms(sums: Sequence[Any], j: Any, k: Any) -> list[Any]:
+            rows = []
+            for row in range(r.count):
+                scale = e.splat(e.b.load(e.at(g, g_, k, e.number(row))), vector.count)
+                of = e.b.sext(e.b.load(e.at(at_of, at_of_, k, e.number(row))), _I64)
+                rows.append((scale, (at_, of)))
+            return _add_scaled(e, vector, sums, rows, a, a_)
+
+        start = [e.zero(vector)] * acc.count
+        return e.tuple(acc, _sum_loop(e, n_, start, [(i_, step_)], terms))
+
+    k = types.intp
+    return _emits(acc(g, k, k, k, at_of, a, k, r, v), body)
+
+
+def _add_scaled(
+    e: _Emit, v: Vector, sums: Sequence[Any], rows: Sequence[Any], a: Any, a_: Any
+) -> list[Any]:
+    """Return the sums plus, for every row (scale, offsets), scale times its vectors of a."""
+    vectors = len(sums) // len(rows)
+    new = []
+    for r, (scale, at) in enumerate(rows):
+        for s in range(vectors):
+            x = e.load(v, e.at(a, a_, *at, e.number(s * v.count), count=v.count))
+            new.append(e.fma(v, scale, x, sums[r * vectors + s]))
+    return new
