@@ -43,6 +43,12 @@ Where most products would be with zero, lists say which are not (`n` entries of 
     acc = lists_tile(g, i, n, step, at_of, a, at, r, v)        R lists side by side
         acc[r][v] = sum over k of g[i + k*step + r] * a[at + at_of[i + k*step + r] + v*L :][: L]
 
+Rows times rows, for what lies in memory along the sum:
+
+    acc = dot_tile(a, at, rows, b, bt, others, n)
+        acc[r][s] = sum over k < n of a[at + rows[r] + k*L :][: L] * b[bt + others[s] + k*L :][: L]
+    sums = horizontal_sums(acc)          a tuple of numbers
+
 The numbers of rows and of vectors are literals, or the lengths of tuples given in their place: a
 tuple that is an argument makes a kernel for each length.
 
@@ -50,7 +56,7 @@ A vector is as wide as the machine's registers: 64 bytes with AVX-512, 32 with A
 (NEON, SSE). Nothing is read or written outside [offset, offset + lanes), and nobody checks that
 this lies inside the array, except under NUMBA_BOUNDSCHECK=1: then every access is checked.
 
-Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum` reorders a sum.
+Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum(s)` reorder a sum.
 """
 
 from __future__ import annotations
@@ -293,17 +299,18 @@ def take_larger(typingctx, best, winner, v, k):
     return _emits(result(best, winner, best, types.intp), body)
 
 
+def _sum_lanes(e: _Emit, v: Vector, value: Any) -> Any:
+    scalar = value.type.element
+    function = ir.FunctionType(scalar, [scalar, value.type])
+    name = f"llvm.vector.reduce.fadd.v{v.count}f{v.dtype.bitwidth}"
+    reduce = cgutils.get_or_insert_function(e.b.module, function, name)
+    # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
+    return e.b.call(reduce, [ir.Constant(scalar, -0.0), value], fastmath=("reassoc",))
+
+
 @intrinsic
 def horizontal_sum(typingctx, v):
-    def body(e: _Emit, ty: Any, args: Any) -> Any:
-        vt = args[0].type
-        function = ir.FunctionType(vt.element, [vt.element, vt])
-        name = f"llvm.vector.reduce.fadd.v{v.count}f{v.dtype.bitwidth}"
-        reduce = cgutils.get_or_insert_function(e.b.module, function, name)
-        # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
-        return e.b.call(reduce, [ir.Constant(vt.element, -0.0), args[0]], fastmath=("reassoc",))
-
-    return _emits(v.dtype(v), body)
+    return _emits(v.dtype(v), lambda e, ty, args: _sum_lanes(e, v, args[0]))
 
 
 # ---------------------------------------------------------------- tuples of offsets
@@ -364,7 +371,7 @@ def lane_offsets(typingctx, table, i, a):
 @intrinsic(prefer_literal=True)
 def zeros(typingctx, a, n):
     v = _vector(a)
-    result = types.UniTuple(v, n.literal_value)
+    result = types.UniTuple(v, _count(n))
     return _emits(result(a, n), lambda e, ty, args: e.tuple(result, [e.zero(v)] * result.count))
 
 
@@ -621,3 +628,36 @@ def _add_scaled(
             x = e.load(v, e.at(a, a_, *at, e.number(s * v.count), count=v.count))
             new.append(e.fma(v, scale, x, sums[r * vectors + s]))
     return new
+
+
+@intrinsic
+def dot_tile(typingctx, a, at, rows, b, bt, others, n):
+    v = _vector(a)
+    acc = types.UniTuple(v, rows.count * others.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        a_, at_, rows_, b_, bt_, others_, n_ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+        b_rows = [e.sum((bt_, row)) for row in e.items(others_)]
+
+        def terms(sums: Sequence[Any], j: Any, k: Any) -> list[Any]:
+            xs = [e.load(v, e.at(a, a_, row, k, count=v.count)) for row in a_rows]
+            ws = [e.load(v, e.at(b, b_, row, k, count=v.count)) for row in b_rows]
+            pairs = ((x, w) for x in xs for w in ws)
+            return [e.fma(v, x, w, total) for (x, w), total in zip(pairs, sums)]
+
+        start = [e.zero(v)] * acc.count
+        return e.tuple(acc, _sum_loop(e, n_, start, [(e.number(0), e.number(v.count))], terms))
+
+    k = types.intp
+    return _emits(acc(a, k, rows, b, k, others, k), body)
+
+
+@intrinsic
+def horizontal_sums(typingctx, acc):
+    v = acc.dtype
+    result = types.UniTuple(v.dtype, acc.count)
+    return _emits(
+        result(acc),
+        lambda e, ty, args: e.tuple(result, [_sum_lanes(e, v, x) for x in e.items(args[0])]),
+    )
