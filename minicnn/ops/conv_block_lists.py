@@ -115,7 +115,7 @@ def plan_of(
 
     def block(least: int) -> tuple[int, int]:
         """Return images and windows (whole rows of them) so that both make `least` or more."""
-        if PH * PW >= least:
+        if least <= PH * PW:
             return 1, -(-least // PW) * PW
         return min(N, -(-least // max(1, PH * PW))), PH * PW
 

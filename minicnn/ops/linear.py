@@ -78,7 +78,7 @@ def _backward_numpy(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]
 def _forward_numba(x: Array, w: Array, b: Array | None) -> Array:
     from minicnn.ops import linear_numba  # imports Numba: only when asked for
 
-    y = np.empty((len(x), len(w)), x.dtype)
+    y = np.empty((x.shape[0], w.shape[0]), x.dtype)
     linear_numba.forward(x, w, b, y)
     return y
 
@@ -86,8 +86,8 @@ def _forward_numba(x: Array, w: Array, b: Array | None) -> Array:
 def _backward_numba(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
     from minicnn.ops import linear_numba
 
-    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty(len(w), w.dtype)
-    linear_numba.backward(dy, x, w, dx, dw, db)
+    dx, dw, db = np.empty_like(x), np.zeros_like(w), np.zeros(w.shape[0], w.dtype)
+    linear_numba.backward(dy, x, w, dw, db, dx)
     return dx, dw, db
 
 

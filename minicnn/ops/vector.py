@@ -39,18 +39,18 @@ stays in registers while k runs.
     acc = tile_load(acc, a, at, rows), tile_store(acc, a, at, rows), tile_add(x, y)
     acc = tile_repeat(acc, a, at)        every row is a[at : at + V*L]
 
-Dot products of rows of two arrays need no copy of either that lies the other way:
-
-    acc = dot_tile(acc, a, at, rows, b, bt, b_rows, n)
-        acc[r][s] += a[at + rows[r] + k*L :][: L] * b[bt + b_rows[s] + k*L :][: L]  (n values of k)
-    sums = tile_sums(acc)            the lanes of each added up
-
 Where most products would be with zero, lists say which are not (`n` entries of g and of offsets):
 
     acc = list_tile(g, i, n, at_of, a, at, rows, v)
         acc[r][v] = sum over k of g[i + k] * a[at + rows[r] + at_of[i + k] + v*L :][: L]
     acc = lists_tile(g, i, n, step, at_of, a, at, r, v)        R lists side by side
         acc[r][v] = sum over k of g[i + k*step + r] * a[at + at_of[i + k*step + r] + v*L :][: L]
+
+Rows times rows, for what lies in memory along the sum:
+
+    acc = dot_tile(a, at, rows, b, bt, others, n)
+        acc[r][s] = sum over k < n of a[at + rows[r] + k*L :][: L] * b[bt + others[s] + k*L :][: L]
+    sums = horizontal_sums(acc)          a tuple of numbers
 
 The numbers of rows and of vectors are literals, or the lengths of tuples given in their place: a
 tuple that is an argument makes a kernel for each length.
@@ -59,7 +59,7 @@ A vector is as wide as the machine's registers: 64 bytes with AVX-512, 32 with A
 (NEON, SSE). Nothing is read or written outside [offset, offset + lanes), and nobody checks that
 this lies inside the array, except under NUMBA_BOUNDSCHECK=1: then every access is checked.
 
-Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum` reorders a sum.
+Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum(s)` reorder a sum.
 """
 
 from __future__ import annotations
@@ -185,14 +185,6 @@ class _Emit:
         vt = self.context.get_value_type(ty)
         function = ir.FunctionType(vt, [vt] * 3)
         return self.b.call(cgutils.get_or_insert_function(self.b.module, function, name), [x, y, z])
-
-    def horizontal_sum(self, ty: Vector, x: Any) -> Any:
-        vt = x.type
-        function = ir.FunctionType(vt.element, [vt.element, vt])
-        name = f"llvm.vector.reduce.fadd.v{ty.count}f{ty.dtype.bitwidth}"
-        reduce = cgutils.get_or_insert_function(self.b.module, function, name)
-        # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
-        return self.b.call(reduce, [ir.Constant(vt.element, -0.0), x], fastmath=("reassoc",))
 
     def items(self, value: Any) -> list[Any]:
         return [self.b.extract_value(value, i) for i in range(len(value.type.elements))]
@@ -345,6 +337,15 @@ def take_larger(typingctx, best, winner, v, k):
     return _emits(result(best, winner, best, types.intp), body)
 
 
+def _sum_lanes(e: _Emit, v: Vector, value: Any) -> Any:
+    scalar = value.type.element
+    function = ir.FunctionType(scalar, [scalar, value.type])
+    name = f"llvm.vector.reduce.fadd.v{v.count}f{v.dtype.bitwidth}"
+    reduce = cgutils.get_or_insert_function(e.b.module, function, name)
+    # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
+    return e.b.call(reduce, [ir.Constant(scalar, -0.0), value], fastmath=("reassoc",))
+
+
 @intrinsic
 def relu_winner(typingctx, best, winner, off):
     """ReLU of a maximum, and its winner, or `off` where it is not above zero (NaN stays)."""
@@ -392,9 +393,8 @@ def where_positive(typingctx, x, v):
     )
 
 
-@intrinsic
 def horizontal_sum(typingctx, v):
-    return _emits(v.dtype(v), lambda e, ty, args: e.horizontal_sum(v, args[0]))
+    return _emits(v.dtype(v), lambda e, ty, args: _sum_lanes(e, v, args[0]))
 
 
 # ---------------------------------------------------------------- tuples of offsets
@@ -659,42 +659,6 @@ def lane_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
 
 
 @intrinsic
-def dot_tile(typingctx, acc, a, at, rows, b, bt, b_rows, n):
-    v = acc.dtype
-
-    def body(e: _Emit, ty: Any, args: Any) -> Any:
-        acc_, a_, at_, rows_, b_, bt_, b_rows_, n_ = args
-        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
-        b_rows_ = [e.sum((bt_, row)) for row in e.items(b_rows_)]
-        step = e.number(v.count)
-
-        def terms(sums: Sequence[Any], j: Any, k: Any) -> list[Any]:
-            bs = [e.load(v, e.at(b, b_, row, k, count=v.count)) for row in b_rows_]
-            new = []
-            for r, row in enumerate(a_rows):
-                x = e.load(v, e.at(a, a_, row, k, count=v.count))
-                for s, y in enumerate(bs):
-                    new.append(e.fma(v, x, y, sums[r * len(bs) + s]))
-            return new
-
-        return e.tuple(acc, _sum_loop(e, n_, e.items(acc_), [(e.number(0), step)], terms))
-
-    i = types.intp
-    return _emits(acc(acc, a, i, rows, b, i, b_rows, i), body)
-
-
-@intrinsic
-def tile_sums(typingctx, acc):
-    """Add up the lanes of every vector: a tuple of numbers."""
-    v = acc.dtype
-    result = types.UniTuple(v.dtype, acc.count)
-    return _emits(
-        result(acc),
-        lambda e, ty, args: e.tuple(result, [e.horizontal_sum(v, x) for x in e.items(args[0])]),
-    )
-
-
-@intrinsic
 def list_tile(typingctx, g, i, n, at_of, a, at, rows, v):
     vector = _vector(a)
     acc = types.UniTuple(vector, rows.count * v.count)
@@ -748,3 +712,36 @@ def _add_scaled(
             x = e.load(v, e.at(a, a_, *at, e.number(s * v.count), count=v.count))
             new.append(e.fma(v, scale, x, sums[r * vectors + s]))
     return new
+
+
+@intrinsic
+def dot_tile(typingctx, a, at, rows, b, bt, others, n):
+    v = _vector(a)
+    acc = types.UniTuple(v, rows.count * others.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        a_, at_, rows_, b_, bt_, others_, n_ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+        b_rows = [e.sum((bt_, row)) for row in e.items(others_)]
+
+        def terms(sums: Sequence[Any], j: Any, k: Any) -> list[Any]:
+            xs = [e.load(v, e.at(a, a_, row, k, count=v.count)) for row in a_rows]
+            ws = [e.load(v, e.at(b, b_, row, k, count=v.count)) for row in b_rows]
+            pairs = ((x, w) for x in xs for w in ws)
+            return [e.fma(v, x, w, total) for (x, w), total in zip(pairs, sums)]
+
+        start = [e.zero(v)] * acc.count
+        return e.tuple(acc, _sum_loop(e, n_, start, [(e.number(0), e.number(v.count))], terms))
+
+    k = types.intp
+    return _emits(acc(a, k, rows, b, k, others, k), body)
+
+
+@intrinsic
+def horizontal_sums(typingctx, acc):
+    v = acc.dtype
+    result = types.UniTuple(v.dtype, acc.count)
+    return _emits(
+        result(acc),
+        lambda e, ty, args: e.tuple(result, [_sum_lanes(e, v, x) for x in e.items(args[0])]),
+    )

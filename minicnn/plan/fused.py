@@ -287,28 +287,23 @@ class LinearStage(Stage):
         self.relu = type(self.layers[-1]) is ReLU
 
     def forward(self, x: Maps, training: bool) -> Maps:
-        w, b = self.linear.weight, self.linear.bias
-        data = self.first(x)
-        self._came = Maps(data) if not x.last else x
-        self._x = data.reshape(-1, w.shape[1])
+        w = self.linear.weight
+        self._came = x
+        # Maps with channels in the lanes are read as they lie.
+        self._x = x.data if x.last else x.data.reshape(-1, w.shape[1])
         y = self.buffer("y", (len(self._x), len(w)), w.dtype)
-        linear_numba.forward(self._x, w, b, y, self.relu)
+        linear_numba.forward(self._x, w, self.linear.bias, y, relu=self.relu)
         self._y = y
-        flat_in = type(self.layers[0]) is Flatten
-        return Maps(y if flat_in else y.reshape(*data.shape[:-1], len(w)))
+        flat = x.last or type(self.layers[0]) is Flatten
+        return Maps(y if flat else y.reshape(*x.data.shape[:-1], len(w)))
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
-        w, d = self.linear.weight, dy.data.reshape(self._y.shape)
-        if self.relu:
-            d = self.buffer("dy", self._y.shape, w.dtype)
-            last.relu_gradient(dy.data, self._y, d)
+        w, grads = self.linear.weight, self.linear.grads
+        d = dy.data.reshape(self._y.shape)
         dx = self.buffer("dx", self._x.shape, w.dtype) if need_dx else None
-        db = self.linear.grads.get("bias", np.empty(len(w), w.dtype))
-        linear_numba.backward(d, self._x, w, dx, self.linear.grads["weight"], db)
+        y = self._y if self.relu else None
+        linear_numba.backward(d, self._x, w, grads["weight"], grads.get("bias"), dx, y=y)
         if dx is None:
             return None
         came = self._came
-        if came.last:
-            N, H, W, _ = came.data.shape
-            return self.like(came, Maps(dx.reshape(N, came.channels, H, W)))
-        return Maps(dx.reshape(came.data.shape))
+        return Maps(dx, came.channels) if came.last else Maps(dx.reshape(came.data.shape))
