@@ -393,6 +393,7 @@ def where_positive(typingctx, x, v):
     )
 
 
+@intrinsic
 def horizontal_sum(typingctx, v):
     return _emits(v.dtype(v), lambda e, ty, args: _sum_lanes(e, v, args[0]))
 
