@@ -9,7 +9,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.layers import Flatten, Layer, Linear, MaxPool2d, ReLU
-from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_lists, last, linear_numba
+from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_numba, last, linear_numba
 from minicnn.ops.conv2d_channels import Layouts
 from minicnn.ops.conv2d_maps import Geometry, round_up
 from minicnn.ops.vector import lanes
@@ -214,8 +214,9 @@ class ConvStage(Stage):
         self._winner = None
         if training and pool != (1, 1):
             self._winner = self.buffer("winner", shape, np.uint8)
-        self._fast = self.winograd and x.last and N * sizes[0] * sizes[1] >= WINOGRAD_PIXELS
-        if self._fast and conv2d_winograd.takes_pool(w, pool):
+        fast = self.winograd and x.last and N * sizes[0] * sizes[1] >= WINOGRAD_PIXELS
+        self._fast_back = fast and (w.shape[2] == 3 or pool == (1, 1))
+        if fast and conv2d_winograd.takes_pool(w, pool):
             self.how = "numba, winograd"
             conv2d_winograd.forward(
                 x.data, w, b, win, y, relu=self.relu, pool=pool, winner=self._winner
@@ -236,10 +237,11 @@ class ConvStage(Stage):
         dx = None
         if need_dx:
             dx = self.buffer("dx", x.data.shape, w.dtype)
-        if pool != (1, 1) and x.last and win.stride == (1, 1) and w.shape[2:] != (3, 3):
+        # Sparse: only the winners of the pool. A 3x3 kernel is faster whole by Winograd.
+        if pool != (1, 1) and conv.groups == 1 and not self._fast_back and (x.last or dx is None):
             bias = np.empty(len(w), w.dtype) if db is None else db
-            conv_block_lists.backward(
-                x.data, dy.data, self._winner, w, dw, bias, dx, win, pool, False
+            conv_block_numba.backward(
+                x.data, dy.data, self._winner, w, dw, bias, dx, win, pool, x_last=x.last
             )
             return None if dx is None else self.like(self._came, Maps(dx, x.channels))
         d = dy.data
@@ -250,7 +252,7 @@ class ConvStage(Stage):
             d = self.buffer("dy", self._map, w.dtype)
             last.relu_gradient(dy.data, self._y, d)
         H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
-        if self._fast:
+        if self._fast_back:
             conv2d_winograd.weight_gradient(x.data, d, win, dw)
             if db is not None:
                 db[...] = last.channel_sums(d, len(w))
