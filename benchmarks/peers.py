@@ -7,13 +7,13 @@ returns the loss, and `predict` the logits as a NumPy array.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from harness import optional
 
 import minicnn
-from harness import optional
 from minicnn.layers import Layer
 
 LR = 1e-3
@@ -187,7 +187,6 @@ def jax(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
 
 def dezero(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
     """Educational framework on NumPy; it runs what a stack of conv, linear, ReLU and pool needs."""
-    np.int = int  # type: ignore[attr-defined]  # DeZero 0.0.13 was written for NumPy 1.19
     dezero = optional("dezero")
     kinds = {type(layer).__name__ for _, layer in model.modules()}
     if dezero is None or kinds & {"Residual", "BatchNorm2d"}:

@@ -38,6 +38,7 @@ def main() -> None:
         if args.only in name:
             report[name] = bench(name, case, threads, args)
     harness.save(args, report)
+    return None
 
 
 def bench(name: str, case: tuple[str, int], threads: int, args: Any) -> dict[str, Any]:
@@ -56,8 +57,8 @@ def contend(
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Callable[[], Any]]]:
     """Return the steps and the predictions of all contenders, on the same weights and batch."""
     import numpy as np
-
     import peers
+
     from minicnn import Trainer, models, optim
 
     rng = np.random.default_rng(0)

@@ -25,7 +25,7 @@ that depend on the shapes alone, so any number of threads gives the same bits.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np

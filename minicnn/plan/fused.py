@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array
 from minicnn.layers import Flatten, Layer, Linear, MaxPool2d, ReLU
 from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_numba, last, linear_numba
 from minicnn.ops.conv2d_channels import Layouts
