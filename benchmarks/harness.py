@@ -168,7 +168,7 @@ def peak_memory(case: str, contender: str) -> float:
 
 
 def report_memory(call: Call) -> None:
-    """In the child of `peak_memory`: print by how much a few calls raise the peak of the process."""
+    """In the child of `peak_memory`: print by how much a few calls raise the peak, in MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         call()

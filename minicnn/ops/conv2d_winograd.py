@@ -18,8 +18,8 @@ It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive
 float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 3e-6
 (`benchmarks/float32_error.py`). Numbers near the largest float may overflow inside.
 
-An item of work is a number of tiles whose arrays stay in the cache. The sums of dw are taken in parts
-that depend on the shapes alone, so any number of threads gives the same bits.
+An item of work is a number of tiles whose arrays stay in the cache. The sums of dw are taken in
+parts that depend on the shapes alone, so any number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ def _gradient(x, dy, dw, N, plan, grid, taps, corner, none, vs, ds, dus, scratch
 
 
 def applies(w: Array, win: Window, groups: int) -> bool:
-    """Tell whether these kernels run a convolution: 3x3 or 5x5, stride and dilation 1, one group."""
+    """Tell whether these kernels run it: 3x3 or 5x5, stride and dilation 1, one group."""
     KH, KW = win.kernel
     return KH == KW and KH in OUTPUTS and win.stride == win.dilation == (1, 1) and groups == 1
 
@@ -368,7 +368,7 @@ def forward(
     pool: tuple[int, int] = (1, 1),
     winner: Array | None = None,
 ) -> None:
-    """Write y (N, OH, OW, Q), or the pooled y and who won, from x (N, H, W, P) and w (F, C, R, R)."""
+    """Write y (N, OH, OW, Q), or the pooled y and who won, from x (N, H, W, P) and w."""
     F, C, R, _ = w.shape
     H, W = x.shape[1:3]
     filters = np.empty((1, C * R * R, 1, padded(F, w.dtype)), w.dtype)

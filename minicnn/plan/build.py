@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from minicnn.layers import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
     Conv2d,
     Flatten,
-    Layer,
     Linear,
     MaxPool2d,
     ReLU,
@@ -30,14 +30,14 @@ from minicnn.plan.stages import Named, PlainStage, Stage
 MAPS = ConvStage, NormStage, ReLUStage, PoolStage, MeanStage, ResidualStage  # maps to maps
 
 
-def stages_of(model: Layer, winograd: bool) -> list[Stage]:
+def stages_of(model: Any, winograd: bool) -> list[Stage]:
     """Return the stages of a model; one for all where a layer stands in two places."""
     if max(Counter(id(layer) for _, layer in model.modules()).values()) > 1:
         return [PlainStage([("", model)])]  # the others write gradients and do not add to them
     return _stages("", model, winograd)
 
 
-def _stages(name: str, model: Layer, winograd: bool) -> list[Stage]:
+def _stages(name: str, model: Any, winograd: bool) -> list[Stage]:
     rest, stages = _inline(name, model), []
     while rest:
         stage = _first_stage(rest, winograd)
@@ -46,7 +46,7 @@ def _stages(name: str, model: Layer, winograd: bool) -> list[Stage]:
     return stages
 
 
-def _inline(name: str, layer: Layer) -> list[Named]:
+def _inline(name: str, layer: Any) -> list[Named]:
     """List the layers that run one after the other, those of inner Sequentials in their place."""
     if type(layer) is not Sequential:
         return [(name, layer)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from minicnn.layers import Flatten, Layer, Linear, MaxPool2d, ReLU
+from minicnn.layers import Flatten, Linear, MaxPool2d, ReLU
 from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_numba, last, linear_numba
 from minicnn.ops.conv2d_channels import Layouts
 from minicnn.ops.conv2d_maps import Geometry, round_up
@@ -76,7 +77,7 @@ class PoolStage(Stage):
     """Max-pool by itself."""
 
     @staticmethod
-    def takes(layer: Layer) -> bool:
+    def takes(layer: Any) -> bool:
         """Tell whether the kernels run this layer: the number of the winning tap is one byte."""
         win = layer.window()
         return (
@@ -161,7 +162,7 @@ class ResidualStage(Stage):
         last.add_maps(dx.data, other.data, dx.data)
         return self.like(self._came, dx)
 
-    def _back(self, stages: list[Stage], dy: Maps, need_dx: bool) -> Maps | None:
+    def _back(self, stages: list[Stage], dy: Any, need_dx: bool) -> Any:
         for i in reversed(range(len(stages))):
             dy = stages[i].backward(dy, need_dx or i > 0)
         return dy
@@ -181,14 +182,14 @@ class ConvStage(Stage):
         )
 
     @staticmethod
-    def takes(layer: Layer) -> bool:
-        """Tell whether the kernels run this layer: each group fills whole vectors, or one is all."""
+    def takes(layer: Any) -> bool:
+        """Tell whether the kernels run this layer: one group, depthwise, or whole vectors."""
         inside, out = layer.weight.shape[1], layer.weight.shape[0] // layer.groups
         L = lanes(layer.weight.dtype)
         return layer.groups == 1 or inside == out == 1 or inside % L == out % L == 0
 
     @staticmethod
-    def takes_pool(layer: Layer) -> bool:
+    def takes_pool(layer: Any) -> bool:
         """Tell whether this pool can follow in the same pass: windows side by side."""
         win = layer.window()
         return (
@@ -278,7 +279,7 @@ class LinearStage(Stage):
     """Linear, with a Flatten before it and a ReLU after it."""
 
     @staticmethod
-    def takes_flatten(layer: Layer) -> bool:
+    def takes_flatten(layer: Any) -> bool:
         return (layer.options["start_dim"], layer.options["end_dim"]) == (1, -1)
 
     def __init__(self, named: Sequence[Named]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import RLock
+from typing import Any
 
 import numpy as np
 
@@ -47,12 +48,11 @@ class Plan:
     """
 
     def __init__(self, model: Layer, fused: bool = True, winograd: bool = True) -> None:
+        self.stages: list[Stage] = [PlainStage([("", model)])]
         if fused:
             from minicnn.plan.build import stages_of  # imports Numba
 
             self.stages = stages_of(model, winograd)
-        else:
-            self.stages: list[Stage] = [PlainStage([("", model)])]
         self.fused, self.lock = fused, RLock()
         self._model = model
         self._seen: set[tuple[int, ...]] = set()
@@ -76,7 +76,7 @@ class Plan:
 
     def backward(self, dy: Array) -> None:
         """Write the gradients of all parameters, in place of what was there."""
-        maps = Maps(dy)
+        maps: Any = Maps(dy)
         for i in reversed(range(len(self.stages))):
             maps = self.stages[i].backward(maps, need_dx=i > 0)
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from minicnn.backend import Array
-from minicnn.layers import Layer
 from minicnn.plan.buffers import Buffers, Maps
 
-Named = tuple[str, Layer]
+Named = tuple[str, Any]  # a layer and its name; Any, as each stage knows which kind it takes
 
 
 class Stage:
