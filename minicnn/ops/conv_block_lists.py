@@ -33,6 +33,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.copy_numba import clear, copy
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
@@ -49,7 +50,11 @@ from minicnn.ops.vector import (
 from minicnn.shapes import Window
 
 OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
-REGISTERS = 12 if VECTOR_BYTES == 32 else 25  # vectors of a tile: 16 registers with AVX, else 32
+# Tiles (R, V) to choose from, each compiled when first used: 16 registers with AVX, else 32.
+if VECTOR_BYTES == 32:
+    TILES = ((3, 4), (3, 3), (5, 2), (8, 1))
+else:
+    TILES = ((5, 5), (3, 6), (8, 2), (3, 3), (8, 1))
 FILTERS = 8  # of a group: an item of work for dw
 ENTRIES = 48  # of a list for dw at least, where there are so many windows: a tile is loaded and
 PIXELS = 64  # stored once a list. For dx, the windows of a block.
@@ -157,8 +162,7 @@ def _tile(runs: int, vectors: int) -> tuple[int, int]:
         # A tile's products, the loads of its entry, and a share of its own loads and stores.
         return tiles * (max(R * V, 4) + 2 + 3)
 
-    sizes = [(R, V) for V in range(1, REGISTERS + 1) if vectors % V == 0 for R in range(1, 9)]
-    return min((s for s in sizes if s[0] * s[1] <= REGISTERS), key=lambda s: (cost(*s), s[0]))
+    return min((t for t in TILES if vectors % t[1] == 0), key=lambda t: cost(*t))
 
 
 # ---------------------------------------------------------------- padding
@@ -168,11 +172,11 @@ def _tile(runs: int, vectors: int) -> tuple[int, int]:
 def _pad(x, n, images, plan, out):
     """Copy images from n on into the middle of zeros."""
     for m in range(images):
-        out[m * plan.buffer : (m + 1) * plan.buffer] = 0
+        clear(out, m * plan.buffer, plan.buffer)
         for i in range(plan.rows):
             at = m * plan.buffer + (plan.top + i) * plan.buffer_row + plan.left
             start = (n + m) * plan.image + i * plan.row
-            out[at : at + plan.row] = x[start : start + plan.row]
+            copy(x, start, plan.row, out, at)
 
 
 @kernel()
@@ -182,7 +186,7 @@ def _crop(out, n, images, plan, x):
         for i in range(plan.rows):
             at = m * plan.buffer + (plan.top + i) * plan.buffer_row + plan.left
             start = (n + m) * plan.image + i * plan.row
-            x[start : start + plan.row] = out[at : at + plan.row]
+            copy(out, at, plan.row, x, start)
 
 
 # ---------------------------------------------------------------- dw
@@ -217,7 +221,7 @@ def _gradient_group(
     tile = len(R) * unit
     room = plan.filter_images * plan.filter_windows
     places = multiples(0, len(R) - 1, unit, R)
-    sums[: filters * plan.tiles * tile] = 0
+    clear(sums, 0, filters * plan.tiles * tile)
     for n in range(0, N, plan.filter_images):
         images = min(plan.filter_images, N - n)
         if plan.padded:
@@ -294,7 +298,7 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
     tile = len(R) * unit
     inner = multiples(0, len(R) - 1, unit, R)
     out, start = (padding, 0) if plan.padded else (dx, n * plan.image)
-    out[start : start + images * plan.buffer] = 0
+    clear(out, start, images * plan.buffer)
     for first in range(0, plan.windows, plan.pixel_windows):
         end = min(plan.windows, first + plan.pixel_windows)
         _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, count)
@@ -392,7 +396,7 @@ def _backward(
             else:
                 f = (i - blocks) * FILTERS
                 filters = min(FILTERS, plan.slots - f)
-                dbs[t, :] = 0
+                clear(dbs[t], 0, FILTERS)
                 _gradient_group(
                     x,
                     dy,
