@@ -38,11 +38,14 @@ from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
     VECTOR_BYTES,
+    add,
     lane_count,
     lanes,
     list_tile,
+    load,
     multiples,
     offsets,
+    store,
     tile_add,
     tile_load,
     tile_store,
@@ -58,6 +61,7 @@ else:
 FILTERS = 8  # of a group: an item of work for dw
 ENTRIES = 48  # of a list for dw at least, where there are so many windows: a tile is loaded and
 PIXELS = 64  # stored once a list. For dx, the windows of a block.
+LISTS = 16  # lists add up to a sum, and these sums to dw: three short sums for a long one
 
 
 class Plan(NamedTuple):
@@ -215,13 +219,14 @@ def _list_winners(dy, winner, n, images, first, end, f, filters, plan, at_of, g,
 def _gradient_group(
     x, dy, winner, N, f, filters, plan, R, V, padding, padded, at_of, g, count, sums, db
 ):
-    """Add up dw of some filters from f on, in tiles, and db."""
+    """Add up dw of some filters from f on, in tiles behind the sums, and db."""
     L = lane_count(sums)
     unit = len(V) * L
     tile = len(R) * unit
     room = plan.filter_images * plan.filter_windows
     places = multiples(0, len(R) - 1, unit, R)
-    clear(sums, 0, filters * plan.tiles * tile)
+    size, lists = filters * plan.tiles * tile, 0
+    clear(sums, 0, 2 * size)
     for n in range(0, N, plan.filter_images):
         images = min(plan.filter_images, N - n)
         if plan.padded:
@@ -239,11 +244,23 @@ def _gradient_group(
                         block = list_tile(g, i, c, at_of, source, start, rows, V)
                         block = tile_add(tile_load(block, sums, at, places), block)
                         tile_store(block, sums, at, places)
+            lists += 1
+            if lists % LISTS == 0:
+                _add_up(sums, size)
+    _add_up(sums, size)
+
+
+@kernel()
+def _add_up(sums, size):
+    """Add the first `size` sums to the totals behind them, and begin them anew."""
+    for i in range(0, size, lane_count(sums)):
+        store(sums, size + i, add(load(sums, size + i), load(sums, i)))
+    clear(sums, 0, size)
 
 
 @kernel()
 def _write_group(sums, db_sums, f, filters, plan, rows, accumulate, dw, db):
-    """Lay the sums out as w is."""
+    """Lay the totals out as w is."""
     size = plan.weight_at.size
     real = size // (plan.tiles * rows) * plan.units
     for r in range(filters):
@@ -252,7 +269,7 @@ def _write_group(sums, db_sums, f, filters, plan, rows, accumulate, dw, db):
             for e in range(real):
                 i = plan.weight_at[e]
                 if i >= 0:
-                    total = sums[r * size + e]
+                    total = sums[(filters + r) * size + e]
                     dw[at + i] = dw[at + i] + total if accumulate else total
             db[f + r] = db[f + r] + db_sums[r] if accumulate else db_sums[r]
 
@@ -450,7 +467,7 @@ def backward(
         0 if dx is None else size * plan.slots,
         threads * padding,
         threads * entries,
-        threads * FILTERS * size,
+        2 * threads * FILTERS * size,
         threads * -(-entries * 4 // x.itemsize),
         threads * counts * (8 // x.itemsize),
         threads * FILTERS * (8 // x.itemsize),

@@ -304,8 +304,8 @@ def _backward(
                         out[t],
                         dx,
                     )
-            if shape.places > 1 and dx.size and item == items - 1:
-                channels = shape.inputs // shape.places
+            channels = shape.inputs // shape.places
+            if channels < shape.pitch and dx.size and item == items - 1:
                 for i in range(M * shape.places):
                     at = i // shape.places * shape.row + i % shape.places * shape.pitch
                     clear(dx, at + channels, shape.pitch - channels)

@@ -149,26 +149,20 @@ def test_winners_of_any_pool(pool):
 
 
 def test_every_tile_is_chosen_and_right():
-    L, tiles = lanes(np.float64), set()
-    for C, kernel in [
-        (1, (5, 5)),
-        (L, (3, 3)),
-        (2 * L, (3, 3)),
-        (L, (5, 5)),
-        (4 * L, (1, 1)),
-        (L, 1),
-    ]:
-        kernel = window("test", kernel).kernel if isinstance(kernel, tuple) else (1, 1)
-        x, w = draw_arrays(0, (2, C, 7, 7), (5, C, *kernel), np.float64, whole=True)
+    L, shapes = lanes(np.float64), {}
+    for C in (1, L, 2 * L, 4 * L):
+        for K in range(1, 6):
+            _, R, V = conv_block_lists.plan_of(C, 9, 9, 5, window("test", (K, K)), (2, 2), 2, L)
+            shapes[len(R), len(V)] = C, K
+    assert set(shapes) == set(conv_block_lists.TILES)
+    for C, K in shapes.values():
+        x, w = draw_arrays(0, (2, C, 9, 9), (5, C, K, K), np.float64, whole=True)
         dy, cache = forward(x, w, 0, whole=True, pool=2)
-        args = C, 7, 7, 5, cache.window, cache.pool, 2, L
-        tiles.add(tuple(len(zeros) for zeros in conv_block_lists.plan_of(*args)[1:]))
         with use("numpy"):
             expected = conv_block_backward(dy, cache)
-        dx, dw, db = gradients(x, w, dy, cache, True)
-        for got, want in zip((dx, dw, db), (channels_last(expected[0]), *expected[1:])):
-            np.testing.assert_array_equal(got, want)
-    assert tiles == set(conv_block_lists.TILES)
+        got = gradients(x, w, dy, cache, True)
+        for a, e in zip(got, (channels_last(expected[0]), *expected[1:])):
+            np.testing.assert_array_equal(a, e)
 
 
 def test_no_gradient_of_an_image_in_planes():
