@@ -33,15 +33,19 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.copy_numba import clear, copy
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
     VECTOR_BYTES,
+    add,
     lane_count,
     lanes,
     list_tile,
+    load,
     multiples,
     offsets,
+    store,
     tile_add,
     tile_load,
     tile_store,
@@ -49,10 +53,15 @@ from minicnn.ops.vector import (
 from minicnn.shapes import Window
 
 OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
-REGISTERS = 12 if VECTOR_BYTES == 32 else 25  # vectors of a tile: 16 registers with AVX, else 32
+# Tiles (R, V) to choose from, each compiled when first used: 16 registers with AVX, else 32.
+if VECTOR_BYTES == 32:
+    TILES = ((3, 4), (3, 3), (5, 2), (8, 1))
+else:
+    TILES = ((5, 5), (3, 6), (8, 2), (3, 3), (8, 1))
 FILTERS = 8  # of a group: an item of work for dw
 ENTRIES = 48  # of a list for dw at least, where there are so many windows: a tile is loaded and
 PIXELS = 64  # stored once a list. For dx, the windows of a block.
+LISTS = 16  # lists add up to a sum, and these sums to dw: three short sums for a long one
 
 
 class Plan(NamedTuple):
@@ -157,8 +166,7 @@ def _tile(runs: int, vectors: int) -> tuple[int, int]:
         # A tile's products, the loads of its entry, and a share of its own loads and stores.
         return tiles * (max(R * V, 4) + 2 + 3)
 
-    sizes = [(R, V) for V in range(1, REGISTERS + 1) if vectors % V == 0 for R in range(1, 9)]
-    return min((s for s in sizes if s[0] * s[1] <= REGISTERS), key=lambda s: (cost(*s), s[0]))
+    return min((t for t in TILES if vectors % t[1] == 0), key=lambda t: cost(*t))
 
 
 # ---------------------------------------------------------------- padding
@@ -168,11 +176,11 @@ def _tile(runs: int, vectors: int) -> tuple[int, int]:
 def _pad(x, n, images, plan, out):
     """Copy images from n on into the middle of zeros."""
     for m in range(images):
-        out[m * plan.buffer : (m + 1) * plan.buffer] = 0
+        clear(out, m * plan.buffer, plan.buffer)
         for i in range(plan.rows):
             at = m * plan.buffer + (plan.top + i) * plan.buffer_row + plan.left
             start = (n + m) * plan.image + i * plan.row
-            out[at : at + plan.row] = x[start : start + plan.row]
+            copy(x, start, plan.row, out, at)
 
 
 @kernel()
@@ -182,7 +190,7 @@ def _crop(out, n, images, plan, x):
         for i in range(plan.rows):
             at = m * plan.buffer + (plan.top + i) * plan.buffer_row + plan.left
             start = (n + m) * plan.image + i * plan.row
-            x[start : start + plan.row] = out[at : at + plan.row]
+            copy(out, at, plan.row, x, start)
 
 
 # ---------------------------------------------------------------- dw
@@ -211,13 +219,14 @@ def _list_winners(dy, winner, n, images, first, end, f, filters, plan, at_of, g,
 def _gradient_group(
     x, dy, winner, N, f, filters, plan, R, V, padding, padded, at_of, g, count, sums, db
 ):
-    """Add up dw of some filters from f on, in tiles, and db."""
+    """Add up dw of some filters from f on, in tiles behind the sums, and db."""
     L = lane_count(sums)
     unit = len(V) * L
     tile = len(R) * unit
     room = plan.filter_images * plan.filter_windows
     places = multiples(0, len(R) - 1, unit, R)
-    sums[: filters * plan.tiles * tile] = 0
+    size, lists = filters * plan.tiles * tile, 0
+    clear(sums, 0, 2 * size)
     for n in range(0, N, plan.filter_images):
         images = min(plan.filter_images, N - n)
         if plan.padded:
@@ -235,11 +244,23 @@ def _gradient_group(
                         block = list_tile(g, i, c, at_of, source, start, rows, V)
                         block = tile_add(tile_load(block, sums, at, places), block)
                         tile_store(block, sums, at, places)
+            lists += 1
+            if lists % LISTS == 0:
+                _add_up(sums, size)
+    _add_up(sums, size)
+
+
+@kernel()
+def _add_up(sums, size):
+    """Add the first `size` sums to the totals behind them, and begin them anew."""
+    for i in range(0, size, lane_count(sums)):
+        store(sums, size + i, add(load(sums, size + i), load(sums, i)))
+    clear(sums, 0, size)
 
 
 @kernel()
 def _write_group(sums, db_sums, f, filters, plan, rows, accumulate, dw, db):
-    """Lay the sums out as w is."""
+    """Lay the totals out as w is."""
     size = plan.weight_at.size
     real = size // (plan.tiles * rows) * plan.units
     for r in range(filters):
@@ -248,7 +269,7 @@ def _write_group(sums, db_sums, f, filters, plan, rows, accumulate, dw, db):
             for e in range(real):
                 i = plan.weight_at[e]
                 if i >= 0:
-                    total = sums[r * size + e]
+                    total = sums[(filters + r) * size + e]
                     dw[at + i] = dw[at + i] + total if accumulate else total
             db[f + r] = db[f + r] + db_sums[r] if accumulate else db_sums[r]
 
@@ -294,7 +315,7 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
     tile = len(R) * unit
     inner = multiples(0, len(R) - 1, unit, R)
     out, start = (padding, 0) if plan.padded else (dx, n * plan.image)
-    out[start : start + images * plan.buffer] = 0
+    clear(out, start, images * plan.buffer)
     for first in range(0, plan.windows, plan.pixel_windows):
         end = min(plan.windows, first + plan.pixel_windows)
         _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, count)
@@ -392,7 +413,7 @@ def _backward(
             else:
                 f = (i - blocks) * FILTERS
                 filters = min(FILTERS, plan.slots - f)
-                dbs[t, :] = 0
+                clear(dbs[t], 0, FILTERS)
                 _gradient_group(
                     x,
                     dy,
@@ -446,7 +467,7 @@ def backward(
         0 if dx is None else size * plan.slots,
         threads * padding,
         threads * entries,
-        threads * FILTERS * size,
+        2 * threads * FILTERS * size,
         threads * -(-entries * 4 // x.itemsize),
         threads * counts * (8 // x.itemsize),
         threads * FILTERS * (8 // x.itemsize),

@@ -24,6 +24,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import number_of_parts, round_up
 from minicnn.ops.conv_block_lists import OFF
+from minicnn.ops.copy_numba import clear, copy
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
@@ -122,11 +123,11 @@ def _copy_rows(x, n, first, plan, out):
     for c in range(plan.channels):
         for i in range(plan.buffer_rows):
             to = (c * plan.buffer_rows + i) * width
-            out[to : to + width] = 0
+            clear(out, to, width)
             if 0 <= top + i < plan.rows:
                 start = ((n * plan.channels + c) * plan.rows + top + i) * plan.columns
                 to += plan.left
-                out[to : to + plan.columns] = x[start : start + plan.columns]
+                copy(x, start, plan.columns, out, to)
 
 
 @kernel()
@@ -204,8 +205,8 @@ def _weight_gradient(
     threads, parts = len(rows), len(dws)
     for t in numba.prange(threads):
         for part in range(t * parts // threads, (t + 1) * parts // threads):
-            dws[part, :] = 0
-            dbs[part, :] = 0
+            clear(dws[part], 0, dws.shape[1])
+            clear(dbs[part], 0, dbs.shape[1])
             for n in range(part * N // parts, (part + 1) * N // parts):
                 for first in range(0, plan.window_rows, plan.band):
                     end = min(plan.window_rows, first + plan.band)

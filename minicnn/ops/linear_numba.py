@@ -25,6 +25,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.copy_numba import clear, copy
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
@@ -98,13 +99,13 @@ def _gather(x, first, count, begin, end, shape, out, width):
     for m in range(count):
         row, to = (first + m) * shape.row, m * width
         if places == 1:
-            out[to : to + end - begin] = x[row + begin : row + end]
+            copy(x, row + begin, end - begin, out, to)
         else:
             for c in range(begin // places, end // places):
                 at = to + c * places - begin
                 for s in range(places):
                     out[at + s] = x[row + s * shape.pitch + c]
-        out[to + end - begin : to + width] = 0
+        clear(out, to + end - begin, width - end + begin)
 
 
 # ---------------------------------------------------------------- forward
@@ -141,8 +142,8 @@ def _forward(x, w, b, y, shape, R, S, relu, packed, packed_read, tails, tails_re
     whole = inputs // L * L
     if whole < inputs:
         for o in range(outputs):
-            tails[o * L : o * L + inputs - whole] = w[o * inputs + whole : (o + 1) * inputs]
-            tails[o * L + inputs - whole : (o + 1) * L] = 0
+            copy(w, o * inputs + whole, inputs - whole, tails, o * L)
+            clear(tails, o * L + inputs - whole, L - inputs + whole)
     width = packed.size // max(1, shape.M)
     by_rows = threads * len(R) <= shape.M
     if width and not by_rows:
@@ -237,7 +238,7 @@ def _input_block(dy, w, first, count, begin, end, shape, plan, R, RV, masked, x,
             for i in range(at, at + end - begin):
                 out[i] = out[i] if x[i] > 0 else 0
         if places == 1:
-            dx[row + begin : row + end] = out[at : at + end - begin]
+            copy(out, at, end - begin, dx, row + begin)
         else:
             for s in range(places):
                 to, come = row + s * shape.pitch + begin // places, at + s
@@ -277,8 +278,8 @@ def _backward(
             if dx.size and (len(R) < M or (end - begin) % plan.width):
                 for o in range(outputs):
                     at, row = o * plan.width, o * shape.inputs
-                    weights[t, at : at + end - begin] = w[row + begin : row + end]
-                    weights[t, at + end - begin : at + plan.width] = 0
+                    copy(w, row + begin, end - begin, weights[t], at)
+                    clear(weights[t], at + end - begin, plan.width - end + begin)
             for m in range(0, M, plan.chunk):
                 c = min(plan.chunk, M - m)
                 _gather(x, m, c, begin, end, shape, xs[t], plan.width)
@@ -303,11 +304,11 @@ def _backward(
                         out[t],
                         dx,
                     )
-            if shape.places > 1 and dx.size and item == items - 1:
-                channels = shape.inputs // shape.places
+            channels = shape.inputs // shape.places
+            if channels < shape.pitch and dx.size and item == items - 1:
                 for i in range(M * shape.places):
                     at = i // shape.places * shape.row + i % shape.places * shape.pitch
-                    dx[at + channels : at + shape.pitch] = 0
+                    clear(dx, at + channels, shape.pitch - channels)
         if t == 0 and db.size:
             for o in range(outputs):
                 total = 0.0
