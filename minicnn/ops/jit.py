@@ -108,3 +108,10 @@ def buffers(dtype: Any, *sizes: int) -> Iterator[list[np.ndarray]]:
             arrays.append(_arena[start : start + size * step].view(dtype))
             start += length
         yield arrays
+
+
+def flat(a: np.ndarray) -> np.ndarray:
+    """Return a 1-d view that cannot be written: one type to compile for, whatever `a` is."""
+    view = a.reshape(-1)
+    view.flags.writeable = False
+    return view
