@@ -193,18 +193,16 @@ class Trainer:
             raise
 
     def _update(self, x: Array, y: Array) -> tuple[float, Array]:
-        loss_forward, loss_backward = self.loss
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.optimizer.step_count)
         self.model.train()
         # Overflow warnings would say less, and earlier, than the check of loss and gradients.
         with running(self.model, x, self.fused, self.winograd) as plan, np.errstate(all="ignore"):
             outputs = plan.forward(x, training=True)
-            value, cache = loss_forward(outputs, y)
-            loss = float(value)
+            loss, gradient = self._loss_and_gradient(outputs, y, plan)
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}", x)
-            plan.backward(loss_backward(array_module(value).ones_like(value), cache))
+            plan.backward(gradient())
             for name, _, g in self.model.named_params():
                 if not all_finite(g):
                     self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
@@ -212,6 +210,16 @@ class Trainer:
                 clip_grad_norm(self.model, self.clip_norm)
             self.optimizer.step()
         return loss, outputs
+
+    def _loss_and_gradient(
+        self, outputs: Array, y: Array, plan: Plan
+    ) -> tuple[float, Callable[[], Array]]:
+        """Return the loss and a function that gives its gradient to the outputs."""
+        if plan.fused and self.loss is LOSSES["cross_entropy"] and _plain_labels(outputs, y):
+            return plan.cross_entropy(outputs, y)
+        forward, backward = self.loss
+        value, cache = forward(outputs, y)
+        return float(value), lambda: backward(array_module(value).ones_like(value), cache)
 
     def _refuse(self, what: str, x: Array) -> None:
         raise NonFiniteError(
@@ -374,6 +382,18 @@ def predict(
                     y = array_module(part).empty((len(x), *part.shape[1:]), part.dtype)
                 y[i : i + step] = part
     return y
+
+
+def _plain_labels(outputs: Array, y: Array) -> bool:
+    """Tell whether there is one valid class for each row: nothing to ignore or to refuse."""
+    return bool(
+        outputs.ndim == 2
+        and isinstance(y, np.ndarray)
+        and y.dtype == np.int64
+        and y.shape == outputs.shape[:1]
+        and y.min() >= 0
+        and y.max() < outputs.shape[1]
+    )
 
 
 def _count(y: Array) -> int:

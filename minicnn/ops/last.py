@@ -311,7 +311,7 @@ def normalise_gradient(
     rows, relu = x.size // P, y is not None
     sums, products = np.empty((2, PARTS, P), x.dtype)
     center = _lanes(mean, P, x.dtype)
-    arrays = flat(x), flat(dy), flat(y if relu else x), rows, P, center, relu
+    arrays = flat(x), flat(dy), flat(x if y is None else y), rows, P, center, relu
     _gradient_sums(*arrays, sums, products)
     db = sums[:, :C].sum(axis=0, dtype=np.float64)
     inverse = 1 / np.sqrt(var + eps)

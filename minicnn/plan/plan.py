@@ -8,7 +8,7 @@ is one stage, the model as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import RLock
@@ -19,7 +19,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.backend import Array
 from minicnn.layers import Layer
-from minicnn.plan.buffers import Maps
+from minicnn.plan.buffers import Buffers, Maps
 from minicnn.plan.stages import PlainStage, Stage
 
 
@@ -55,6 +55,7 @@ class Plan:
             self.stages = stages_of(model, winograd)
         self.fused, self.lock = fused, RLock()
         self._model = model
+        self._buffers = Buffers()
         self._seen: set[tuple[int, ...]] = set()
 
     def forward(self, x: Array, training: bool) -> Array:
@@ -79,6 +80,17 @@ class Plan:
         maps: Any = Maps(dy)
         for i in reversed(range(len(self.stages))):
             maps = self.stages[i].backward(maps, need_dx=i > 0)
+
+    def cross_entropy(self, outputs: Array, labels: Array) -> tuple[float, Callable[[], Array]]:
+        """Return the mean cross-entropy of scores (N, C), and a function that gives its gradient.
+
+        `labels` are (N,) int64 from 0 to C - 1, and N is not 0.
+        """
+        from minicnn.ops import cross_entropy_numba
+
+        gradient = self._buffers.get("gradient", outputs.shape, outputs.dtype)
+        loss = cross_entropy_numba.loss_and_gradient(outputs, labels, gradient)
+        return loss, lambda: gradient
 
     @property
     def nbytes(self) -> int:
