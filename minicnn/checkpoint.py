@@ -194,13 +194,13 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     optimizer = trainer.optimizer
     names = inspect.signature(type(optimizer)).parameters.keys() - {"model", "lr"}
     settings = {
-        name: getattr(optimizer, name) for name in sorted(names) if hasattr(optimizer, name)
-    }
-    settings |= {
         "optimizer": type(optimizer).__name__,
         # A function's text holds its address, which is another one in each process.
         "schedule": re.sub(" at 0x[0-9a-f]+", "", repr(trainer.schedule)),
         "clip_norm": trainer.clip_norm,
+    }
+    settings |= {
+        name: getattr(optimizer, name) for name in sorted(names) if hasattr(optimizer, name)
     }
     return json.loads(json.dumps(settings))  # tuples are lists in a file
 

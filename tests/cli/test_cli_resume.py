@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import signal
 
 import numpy as np
 import pytest
 
-from minicnn import checkpoint
+from minicnn import checkpoint, runs
 from minicnn.runs import KeepRun, Run
 from minicnn.train import Trainer
 
@@ -135,8 +136,6 @@ def test_checkpoints_as_often_as_asked_for(cli, tmp_path):
     ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
 )
 def test_options_of_another_run_are_refused(argv, message, cli, tmp_path):
-    import re
-
     ended(cli, 2, signal.SIGINT)
     before = result_files(tmp_path / "r")
     status, out, err = cli("train", "--resume", "r", *argv)
@@ -157,8 +156,6 @@ def test_the_same_options_may_be_repeated(cli, tmp_path, undisturbed):
 
 def test_other_data_are_noticed(cli, tmp_path, monkeypatch):
     ended(cli, 2, signal.SIGINT)
-    from minicnn import runs
-
     load = runs.load
 
     def changed(name, split):
