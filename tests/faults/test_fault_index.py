@@ -108,7 +108,7 @@ FAULTS = {
     )),
     23: ("SIGINT, SIGTERM in an epoch", (
         "faults/test_fault_processes.py::test_a_signal_in_an_update",
-        "faults/test_fault_processes.py::test_ctrl_c_in_an_update_leaves_no_half_of_it",
+        "test_interrupts.py::test_ctrl_c_in_an_update_leaves_no_half_of_it",
         "cli/test_cli_resume.py::test_a_signal_in_an_update_and_then_resume",
     )),
     24: ("im2col does not fit memory", (
