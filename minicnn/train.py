@@ -14,6 +14,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.backend import Array, array_module
 from minicnn.data import Batches, Dataset
+from minicnn.interrupts import deferred
 from minicnn.layers import Layer, Sequential
 from minicnn.optim import Optimizer, all_finite, clip_grad_norm
 from minicnn.plan import Plan, plan_of, running
@@ -105,7 +106,8 @@ class Trainer:
         A record an epoch: epoch, step, lr, train_loss, train_accuracy, test_loss,
         test_accuracy, seconds.
     position : Position
-        Where training stands; with the optimiser's state all that `fit` needs to go on.
+        Where training stands; with the model's and the optimiser's state all that `fit` needs
+        to go on. `checkpoint.save_training` keeps them together.
     stop : bool
         Set by a callback to end `fit` after the batch at hand.
 
@@ -174,9 +176,11 @@ class Trainer:
         ValueError
             If there is no sample, or no label that counts.
 
-        After an error the parameters and the running statistics are as they were.
+        After an error the parameters, the running statistics and the layers' random generators
+        are as they were. Ctrl-C waits until the update is whole.
         """
-        return self._step(x, y)[0]
+        with deferred():
+            return self._step(x, y)[0]
 
     def _step(self, x: Array, y: Array) -> tuple[float, Array]:
         if not _count(y):
@@ -185,11 +189,15 @@ class Trainer:
             )
         buffers = [a for _, layer in self.model.modules() for a in layer.buffers.values()]
         before = [a.copy() for a in buffers]
+        generators = [rng.bit_generator for _, rng in self.model.named_generators()]
+        states = [generator.state for generator in generators]
         try:
             return self._update(x, y)
         except BaseException:
             for a, value in zip(buffers, before):
                 a[...] = value
+            for generator, state in zip(generators, states):
+                generator.state = state
             raise
 
     def _update(self, x: Array, y: Array) -> tuple[float, Array]:
@@ -292,9 +300,10 @@ class Trainer:
         classes = batches.y.dtype.kind in "iu"
         with _EpochBar(f"epoch {at.epoch + 1}/{last}", len(batches), at.batch, progress) as bar:
             for x, y in batches.epoch(at.epoch, start=at.batch):
-                loss, outputs = self._step(x, y)
-                at.add(loss, _count_correct(outputs, y), _count(y))
-                at.seconds = time.perf_counter() - began
+                with deferred():  # the parameters and the position go together
+                    loss, outputs = self._step(x, y)
+                    at.add(loss, _count_correct(outputs, y), _count(y))
+                    at.seconds = time.perf_counter() - began
                 bar.advance(at.metrics(classes))
                 for callback in callbacks:
                     callback.on_step(self, loss)
@@ -313,8 +322,9 @@ class Trainer:
             "test_accuracy": tested.accuracy,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        self.history.append(record)
-        self.position = Position(at.epoch + 1)
+        with deferred():
+            self.history.append(record)
+            self.position = Position(at.epoch + 1)
         for callback in callbacks:
             callback.on_epoch(self, record)
 

@@ -9,6 +9,7 @@ must not be entered by two Python threads at once (Numba's workqueue layer abort
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ ALIGN = 64  # bytes: a vector in a buffer never straddles two cache lines
 _lock = threading.Lock()
 _arena = np.empty(0, np.uint8)
 _warned = False
+_used = False  # kernels have run in this process
+_forked = False  # it is a copy of one in which they had
 
 
 def kernel(parallel: bool = False, inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -96,17 +99,39 @@ def _fingerprint() -> str:
 _FINGERPRINT = _fingerprint()
 
 
+def _after_fork() -> None:
+    global _forked
+    _forked = _used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @contextmanager
 def buffers(dtype: Any, *sizes: int) -> Iterator[list[np.ndarray]]:
     """Lend 1-d arrays of the given sizes, with arbitrary contents, and the right to run kernels.
 
     The memory is kept and grows to the largest demand, so that repeated calls touch no fresh
     pages. Another thread that asks meanwhile waits.
+
+    Raises
+    ------
+    RuntimeError
+        In a process that was forked after kernels had run: it lacks the threads that these
+        started, and Numba would kill it or wait for them for ever.
     """
-    global _arena
+    global _arena, _used
+    if _forked:
+        raise RuntimeError(
+            "numba: expected a process that was started, got one forked after kernels had run, "
+            "whose threads are missing (fix: multiprocessing.get_context('spawn'), or "
+            "minicnn.use('numpy') in the child)"
+        )
     step = np.dtype(dtype).itemsize
     lengths = [-(-size * step // ALIGN) * ALIGN for size in sizes]
     with _lock:
+        _used = True
         if _arena.size < sum(lengths) + ALIGN:
             _arena = np.empty(0, np.uint8)  # free the old one first
             _arena = np.empty(sum(lengths) + ALIGN, np.uint8)
