@@ -164,9 +164,3 @@ def table() -> str:
     lines += [f"| {reason or 'NOT EXPLAINED'} | {n} |" for reason, n in reasons.most_common()]
     return "\n".join(lines)
 
-
-if __name__ == "__main__":
-    print(table())
-    for o in outcomes():
-        if o.result == "failed" or (o.result == "refused" and not o.why_not):
-            print(o.kind, o.name, sorted(o.operators), o.why_not, o.result, o.detail)
