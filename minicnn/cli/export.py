@@ -69,7 +69,7 @@ def _open(source: Path, input_shape: list[int] | None) -> tuple[Layer, tuple[int
     state = checkpoint.load_arrays(source)
     shape = tuple(input_shape or (1, 28, 28))
     # The last layer has one bias a class; a file of another network is refused below.
-    biases = {int(name.split('.')[0]): a.size for name, a in state.items() if _BIAS.match(name)}
+    biases = {int(name.split(".")[0]): a.size for name, a in state.items() if _BIAS.match(name)}
     classes = biases[max(biases)] if biases else 10
     model = mnist_cnn(0, shape[0], max(1, classes), (shape[1], shape[2]))
     model.load_state_dict(state)

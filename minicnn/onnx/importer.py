@@ -110,7 +110,7 @@ class _Reader:
                 READERS[node.op](self, node)
                 node.finish()
             else:
-                node.fail(f"expected one of {', '.join(sorted(READERS))}, got {node.op}")
+                node.fail("expected an operator that minicnn has a layer for, got another")
         except Unsupported:
             raise
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:

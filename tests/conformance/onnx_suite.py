@@ -163,4 +163,3 @@ def table() -> str:
     reasons = Counter(o.why_not for o in outcomes() if o.result == "refused")
     lines += [f"| {reason or 'NOT EXPLAINED'} | {n} |" for reason, n in reasons.most_common()]
     return "\n".join(lines)
-

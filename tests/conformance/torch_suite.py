@@ -191,7 +191,11 @@ def check_op(name: str, info: Any, sample: Any) -> None:
     op, given = arguments(name, sample)
     y, dy, grads, cache, alone = run_ours(op, given, rng)
     y, dy = (a[0] if alone and np.ndim(a) else np.asarray(a) for a in (y, dy))
-    if op.forward is ops.dropout_forward and given.get("training", True) and given.get("p", 0.5) % 1:
+    if (
+        op.forward is ops.dropout_forward
+        and given.get("training", True)
+        and given.get("p", 0.5) % 1
+    ):
         # Each library draws for itself: what is left must be scaled, and the gradient must match.
         x, p = array(given["x"]), given.get("p", 0.5)
         kept = y != 0
@@ -432,9 +436,7 @@ def _op_outcomes() -> Iterator[Outcome]:
     for info, name in op_samples():
         torch.manual_seed(SEED)
         for sample in info.sample_inputs("cpu", torch.float64, requires_grad=True):
-            yield attempt(
-                "op", name, False, lambda s=sample, i=info, n=name: check_op(n, i, s)
-            )
+            yield attempt("op", name, False, lambda s=sample, i=info, n=name: check_op(n, i, s))
         if info.error_inputs_func is None or name == "nn.functional.unfold":
             continue
         for bad in info.error_inputs("cpu"):
@@ -517,8 +519,8 @@ def how_only(options: dict[str, Any]) -> bool:
     """Whether an error is about how PyTorch computes: tensors as numbers, foreach."""
     tensors = [v for v in options.values() if hasattr(v, "detach") and v.numel() == 1]
     betas = options.get("betas", ())
-    return bool(tensors) or any(hasattr(b, "detach") for b in betas) or bool(
-        set(options) & set(HOW)
+    return (
+        bool(tensors) or any(hasattr(b, "detach") for b in betas) or bool(set(options) & set(HOW))
     )
 
 
@@ -541,4 +543,3 @@ def table() -> str:
     reasons = Counter(o.detail for o in outcomes() if o.result == "refused")
     lines += [f"| {reason} | {n} |" for reason, n in reasons.most_common()]
     return "\n".join(lines)
-
