@@ -37,8 +37,8 @@ class BatchNorm2d(_Norm):
     eps : float
     momentum : float or None
         Share of the new batch in the running statistics; None keeps their plain mean.
-    affine : bool
-        Whether to learn a scale and a shift.
+    affine, bias : bool
+        Whether to learn a scale, and with it a shift.
     track_running_stats : bool
         Whether to keep running statistics, which evaluation uses in place of the batch's.
     dtype : float32 or float64
@@ -58,9 +58,10 @@ class BatchNorm2d(_Norm):
         affine: bool = True,
         track_running_stats: bool = True,
         dtype: Any = np.float32,
+        bias: bool = True,
     ) -> None:
         self.num_features = integer("BatchNorm2d", "num_features", num_features, 1)
-        super().__init__((num_features,), affine, True, dtype)
+        super().__init__((num_features,), affine, bias, dtype)
         self.eps = number("BatchNorm2d", "eps", eps, gt=0)
         self.momentum = momentum
         if momentum is not None:
@@ -179,8 +180,8 @@ class GroupNorm(_Norm):
     num_channels : int
         C.
     eps : float
-    affine : bool
-        Whether to learn a scale and a shift for each channel.
+    affine, bias : bool
+        Whether to learn a scale, and with it a shift, for each channel.
     dtype : float32 or float64
     """
 
@@ -191,6 +192,7 @@ class GroupNorm(_Norm):
         eps: float = 1e-5,
         affine: bool = True,
         dtype: Any = np.float32,
+        bias: bool = True,
     ) -> None:
         self.num_groups = integer("GroupNorm", "num_groups", num_groups, 1)
         self.num_channels = integer("GroupNorm", "num_channels", num_channels, 1)
@@ -199,7 +201,7 @@ class GroupNorm(_Norm):
                 f"GroupNorm: num_groups: expected a divisor of num_channels={num_channels}, "
                 f"got {num_groups}"
             )
-        super().__init__((num_channels,), affine, True, dtype)
+        super().__init__((num_channels,), affine, bias, dtype)
         self.eps = number("GroupNorm", "eps", eps, gt=0)
 
     def forward(self, x: Array) -> tuple[Array, Any]:

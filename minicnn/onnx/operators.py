@@ -1,0 +1,659 @@
+"""ONNX operators on arrays: networks' operators by minicnn's ops, the plumbing by NumPy.
+
+Each entry of `OPERATORS` maps a `Node` and its inputs (None where one is left out) to its output,
+or to a tuple of outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minicnn import ops
+from minicnn.backend import FLOATS, Array
+from minicnn.onnx.nodes import Node, package, window
+from minicnn.shapes import Window, size
+
+LARGEST = 1 << 31  # elements of one output: a bound on what a small file can ask for
+
+
+def floats(node: Node, **arrays: Array | None) -> None:
+    """Refuse arrays that are neither float32 nor float64."""
+    for name, a in arrays.items():
+        if a is not None and a.dtype.name not in FLOATS:
+            node.fail(f"{name}: expected float32 or float64, got {a.dtype}")
+
+
+def images(node: Node, x: Array) -> None:
+    """Refuse what is no float batch of 2-D maps."""
+    floats(node, X=x)
+    if x.ndim != 4:
+        node.fail(f"X: expected 4 axes (N, C, H, W), got shape {x.shape}")
+
+
+# ---------------------------------------------------------------- convolution
+
+
+def conv(node: Node, x: Array, w: Array, b: Array | None = None) -> Array:
+    images(node, x)
+    win = window(node, x.shape[2:], w.shape[2:])
+    return ops.conv2d_forward(
+        x, w, b, win.stride, win.padding, win.dilation, node.take("group", 1)
+    )[0]
+
+
+def conv_transpose(node: Node, x: Array, w: Array, b: Array | None = None) -> Array:
+    images(node, x)
+    win, extra = transposed_window(node, x.shape[2:], w.shape[2:])
+    return ops.conv_transpose2d_forward(
+        x, w, b, win.stride, win.padding, extra, node.take("group", 1), win.dilation
+    )[0]
+
+
+def transposed_window(node: Node, spatial: Any, kernel: Any) -> tuple[Window, tuple[int, int]]:
+    """Take window and output_padding; a wanted output size is turned into padding."""
+    auto, wanted = node.take("auto_pad", "NOTSET"), node.take("output_shape", [])
+    extra = node.take("output_padding", [0, 0])
+    win = window(node, spatial, kernel)
+    if len(extra) != 2:
+        node.wrong(f"output_padding: expected 2 numbers, got {extra}")
+    if not wanted and auto.startswith("SAME"):
+        wanted = [n * s for n, s in zip(spatial, win.stride)]
+    if wanted:
+        if len(wanted) != 2:
+            node.wrong(f"output_shape: expected 2 sizes, got {wanted}")
+        sides = []
+        for i in range(2):
+            whole = (spatial[i] - 1) * win.stride[i] + win.extent[i] + extra[i]
+            total = whole - wanted[i]
+            half = total // 2
+            sides.append((half, total - half) if auto == "SAME_UPPER" else (total - half, half))
+        # What would have to be added is output_padding, which ours adds at the end.
+        extra = [e - min(0, *pair) for e, pair in zip(extra, sides)]
+        win = win._replace(padding=tuple((max(0, a), max(0, b)) for a, b in sides))
+        if any(a < 0 for a, _ in sides):
+            node.fail(f"output_shape: expected at most what the kernels paint, got {wanted}")
+    return win, (extra[0], extra[1])
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def _pooled(node: Node, x: Array) -> tuple[Window, tuple[int, int], tuple[int, ...]]:
+    """Window, output size, and the padding (top, left, bottom, right) that the windows reach."""
+    images(node, x)
+    H, W = x.shape[2:]
+    win = window(node, (H, W), None)
+    ceil = node.take("ceil_mode", 0)
+    OH, OW = win.output_size(node.label, H, W, bool(ceil))
+    (top, _), (left, _) = win.padding
+    reach = [
+        (n - 1) * s + e - before - m
+        for n, s, e, before, m in zip((OH, OW), win.stride, win.extent, (top, left), (H, W))
+    ]
+    if size((*x.shape[:2], top + H + max(0, reach[0]), left + W + max(0, reach[1]))) > LARGEST:
+        node.fail(f"pads: expected a padded input of at most {LARGEST} elements, got {win.padding}")
+    return win, (OH, OW), (top, left, *reach)
+
+
+def _padded(x: Array, sides: tuple[int, ...], value: float) -> Array:
+    """Pad by (top, left, bottom, right); where no window reaches, the map is cut."""
+    top, left, bottom, right = sides
+    x = x[:, :, : x.shape[2] + min(0, bottom), : x.shape[3] + min(0, right)]
+    width = ((0, 0), (0, 0), (top, max(0, bottom)), (left, max(0, right)))
+    return np.pad(x, width, constant_values=value)
+
+
+def max_pool(node: Node, x: Array) -> tuple[Array, ...]:
+    columns_first = node.take("storage_order", 0)
+    win, _, sides = _pooled(node, x)
+    H, W = x.shape[2:]
+    # ONNX sets no limit to the padding, so it is laid on here.
+    padded = _padded(x, sides, -np.inf)
+    y, cache = ops.max_pool2d_forward(padded, win.kernel, win.stride, 0, win.dilation)
+    if len(node.outputs) < 2:
+        return (y,)
+    h, w = np.divmod(cache.winner, padded.shape[3])
+    h, w = h - sides[0], w - sides[1]
+    plane = np.arange(size(x.shape[:2]), dtype=np.int64).reshape(*x.shape[:2], 1, 1) * (H * W)
+    return y, plane + (w * H + h if columns_first else h * W + w)
+
+
+def average_pool(node: Node, x: Array) -> Array:
+    count_pad = node.take("count_include_pad", 0)
+    win, _, sides = _pooled(node, x)
+    counted = np.ones((1, 1, *x.shape[2:]), x.dtype)
+    if count_pad:  # what ceil_mode reaches past the padding still does not count
+        counted = _padded(counted, _sides(win), 1.0)
+        counted = _padded(counted, (0, 0, *_rest(x, win, sides)), 0.0)
+    else:
+        counted = _padded(counted, sides, 0.0)
+    return _window_sums(_padded(x, sides, 0.0), win) / _window_sums(counted, win)
+
+
+def _sides(win: Window) -> tuple[int, int, int, int]:
+    (top, bottom), (left, right) = win.padding
+    return top, left, bottom, right
+
+
+def _rest(x: Array, win: Window, sides: tuple[int, ...]) -> tuple[int, int]:
+    """How far the windows reach past the padding at the bottom and the right; may be negative."""
+    return sides[2] - win.padding[0][1], sides[3] - win.padding[1][1]
+
+
+def _window_sums(x: Array, win: Window) -> Array:
+    """Sum under each place of the window, by our own pooling or, dilated, our convolution."""
+    if win.dilation == (1, 1):
+        return ops.avg_pool2d_forward(x, win.kernel, win.stride, divisor_override=1)[0]
+    C = x.shape[1]
+    ones = np.ones((C, 1, *win.kernel), x.dtype)
+    return ops.conv2d_forward(x, ones, None, win.stride, 0, win.dilation, C)[0]
+
+
+def global_average_pool(node: Node, x: Array) -> Array:
+    images(node, x)
+    return ops.adaptive_avg_pool2d_forward(x, 1)[0]
+
+
+def global_max_pool(node: Node, x: Array) -> Array:
+    images(node, x)
+    return ops.max_pool2d_forward(x, x.shape[2:])[0]
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+def batch_norm(
+    node: Node, x: Array, w: Array, b: Array, mean: Array, var: Array
+) -> Array | tuple[Array, ...]:
+    floats(node, X=x)
+    momentum, eps = node.take("momentum", 0.9), node.take("epsilon", 1e-5)
+    if node.opset < 9 and not node.take("spatial", 1):
+        node.fail("spatial: expected 1, got 0")
+    if node.opset < 7 and not node.take("is_test", 0):
+        node.fail("is_test: expected 1, got 0")
+    if not node.take("training_mode", 0):
+        if len(node.outputs) > 1:
+            node.fail(f"outputs: expected one in evaluation, got {len(node.outputs)}")
+        return ops.batch_norm_forward(x, w, b, mean, var, False, eps=eps)[0]
+    y, cache = ops.batch_norm_forward(x, w, b, training=True, eps=eps)
+    # ONNX moves by 1 - momentum, towards the variance around the batch's own mean.
+    batch_mean, batch_var = cache.mean, cache.rstd**-2.0 - eps
+    moved = [
+        (old * momentum + new * (1 - momentum)).astype(old.dtype)
+        for old, new in ((mean, batch_mean), (var, batch_var))
+    ]
+    return (y, *moved)[: len(node.outputs)]
+
+
+def layer_norm(node: Node, x: Array, w: Array, b: Array | None = None) -> Any:
+    floats(node, X=x)
+    axis, eps = node.take("axis", -1), node.take("epsilon", 1e-5)
+    if node.take("stash_type", 1) != 1:
+        node.fail("stash_type: expected 1 (statistics in float), got another type")
+    shape = x.shape[axis:]
+    w = np.broadcast_to(w, shape)
+    b = None if b is None else np.broadcast_to(b, shape)
+    y, cache = ops.layer_norm_forward(x, shape, w, b, eps)
+    kept = (*x.shape[: x.ndim - len(shape)], *[1] * len(shape))
+    statistics = (np.asarray(a, x.dtype).reshape(kept) for a in (cache.mean, cache.rstd))
+    return (y, *statistics)[: len(node.outputs)]
+
+
+def group_norm(node: Node, x: Array, w: Array, b: Array) -> Array:
+    floats(node, X=x)
+    groups, eps = node.take("num_groups", 0), node.take("epsilon", 1e-5)
+    if node.take("stash_type", 1) != 1:
+        node.fail("stash_type: expected 1 (statistics in float), got another type")
+    if node.opset < 21:  # the scale was one number a group
+        w, b = (np.repeat(a, x.shape[1] // max(1, groups)) for a in (w, b))
+    return ops.group_norm_forward(x, groups, w, b, eps)[0]
+
+
+def instance_norm(node: Node, x: Array, w: Array, b: Array) -> Array:
+    floats(node, X=x)
+    return ops.group_norm_forward(x, x.shape[1], w, b, node.take("epsilon", 1e-5))[0]
+
+
+# ---------------------------------------------------------------- linear
+
+
+def gemm(node: Node, a: Array, b: Array, c: Array | None = None) -> Array:
+    floats(node, A=a, B=b, C=c)
+    if node.opset < 7:
+        node.take("broadcast")  # C is broadcast wherever it has to be
+    alpha, beta = node.take("alpha", 1.0), node.take("beta", 1.0)
+    a = a.T if node.take("transA", 0) else a
+    w = b if node.take("transB", 0) else b.T  # (O, I)
+    if a.ndim != 2 or w.ndim != 2:
+        node.wrong(f"A, B: expected 2 axes each, got shapes {a.shape} and {b.shape}")
+    bias = c is not None and alpha == beta == 1 and c.shape == w.shape[:1]
+    y = ops.linear_forward(a, w, c if bias else None)[0]
+    if alpha != 1:
+        y = y * y.dtype.type(alpha)
+    if c is not None and not bias:
+        y = y + c * c.dtype.type(beta)
+    return y
+
+
+def matmul(node: Node, a: Array, b: Array) -> Array:
+    floats(node, A=a, B=b)
+    left, right = a.ndim == 1, b.ndim == 1
+    a = a[None] if left else a
+    b = b[:, None] if right else b
+    if a.shape[-1] != b.shape[-2]:
+        node.wrong(f"B: expected {a.shape[-1]} rows like A's columns, got shape {b.shape}")
+    if b.ndim == 2:
+        y = ops.linear_forward(a, b.T)[0]
+    else:
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        a = np.broadcast_to(a, (*batch, *a.shape[-2:]))
+        b = np.broadcast_to(b, (*batch, *b.shape[-2:]))
+        y = np.empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+        for i in np.ndindex(*batch):
+            y[i] = ops.linear_forward(a[i], b[i].T)[0]
+    y = y[..., 0, :] if left else y
+    return y[..., 0] if right else y
+
+
+# ---------------------------------------------------------------- activations, losses
+
+
+def _activation(forward: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
+    """One of our activations, with its ONNX attributes as (our name) = (their name, default)."""
+
+    def run(node: Node, x: Array) -> Array:
+        floats(node, X=x)
+        options = {ours: node.take(*theirs) for ours, theirs in defaults.items()}
+        return forward(x, **options)[0]
+
+    return run
+
+
+def _along(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(node: Node, x: Array) -> Array:
+        floats(node, X=x)
+        if node.opset >= 13:
+            return forward(x, node.take("axis", -1))[0]
+        # Before opset 13 all axes from this one on counted as one.
+        axis = node.take("axis", 1)
+        axis += x.ndim if axis < 0 else 0
+        return forward(x.reshape(size(x.shape[:axis]), -1), 1)[0].reshape(x.shape)
+
+    return run
+
+
+def swish(node: Node, x: Array) -> Array:
+    floats(node, X=x)
+    alpha = x.dtype.type(node.take("alpha", 1.0))
+    return ops.silu_forward(x)[0] if alpha == 1 else ops.silu_forward(x * alpha)[0] / alpha
+
+
+def dropout(node: Node, x: Array, ratio: Array | None = None, training: Array | None = None) -> Any:
+    floats(node, X=x)
+    seed = node.take("seed")
+    if node.opset < 7 and not node.take("is_test", 0):
+        node.fail("is_test: expected 1, got 0")
+    p = node.take("ratio", 0.5) if ratio is None else float(ratio)
+    on = training is not None and bool(training)
+    if on and p:
+        given = "the operator's own generator" if seed is None else f"seed {seed}"
+        node.fail(f"training_mode: expected false (random numbers are not standard), got {given}")
+    y, _ = ops.dropout_forward(x, p if not on else 0.0, training=False)
+    return (y, np.ones(x.shape, bool))[: len(node.outputs)]
+
+
+def nll_loss(node: Node, log_p: Array, target: Array, weight: Array | None = None) -> Array:
+    floats(node, input=log_p)
+    options = _loss_options(node)
+    return ops.nll_loss_forward(log_p, target, weight, **options)[0]
+
+
+def cross_entropy(node: Node, x: Array, target: Array, weight: Array | None = None) -> Any:
+    floats(node, scores=x)
+    options = _loss_options(node)
+    loss = ops.cross_entropy_forward(x, target, weight, **options)[0]
+    return (loss, ops.log_softmax_forward(x, 1)[0]) if len(node.outputs) > 1 else loss
+
+
+def _loss_options(node: Node) -> dict[str, Any]:
+    ignore = node.take("ignore_index")
+    options: dict[str, Any] = {"reduction": node.take("reduction", "mean")}
+    return options if ignore is None else options | {"ignore_index": ignore}
+
+
+def col2im(node: Node, cols: Array, image: Array, block: Array) -> Array:
+    floats(node, input=cols)
+    if len(block) != 2 or len(image) != 2:
+        node.fail(f"block_shape: expected 2 sizes (images are 2-D), got {block.tolist()}")
+    pads = node.take("pads", [0, 0, 0, 0])
+    if len(pads) != 4:
+        node.wrong(f"pads: expected 4 numbers, got {pads}")
+    stride, dilation = node.take("strides", [1, 1]), node.take("dilations", [1, 1])
+    kernel, image = block.tolist(), image.tolist()
+    N = len(cols)
+    C = cols.shape[1] // max(1, math.prod(kernel))
+    flat = np.moveaxis(cols, 0, 1).reshape(cols.shape[1], -1)  # (C*KH*KW, N*L)
+    padding = ((pads[0], pads[2]), (pads[1], pads[3]))
+    return ops.col2im(flat, (N, C, *image), kernel, stride, padding, dilation)
+
+
+def lrn(node: Node, x: Array) -> Array:
+    """Divide each value by a power of the squares of its neighbours among the channels."""
+    images(node, x)
+    alpha, beta = node.take("alpha", 1e-4), node.take("beta", 0.75)
+    bias, n = node.take("bias", 1.0), node.take("size", 1)
+    before = (n - 1) // 2
+    N, C, H, W = x.shape
+    # The channels as rows of one tall map: a sum under a window of n rows and one column.
+    width = ((0, 0), (0, 0), (before, n - 1 - before), (0, 0))
+    rows = np.pad((x * x).reshape(N, 1, C, H * W), width)
+    total = ops.avg_pool2d_forward(rows, (n, 1), 1, divisor_override=1)[0].reshape(x.shape)
+    return (x / (bias + alpha / n * total) ** beta).astype(x.dtype)
+
+
+# ---------------------------------------------------------------- plumbing, by NumPy
+
+
+def _elementwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A NumPy function of any number of arrays of one dtype, which it keeps."""
+
+    def run(node: Node, *inputs: Array) -> Array:
+        if node.opset < 7 and node.take("broadcast", 0):
+            axis, (a, b) = node.take("axis"), inputs
+            if axis is not None:  # where b's axes begin among a's
+                b = b.reshape(*b.shape, *[1] * (a.ndim - axis % a.ndim - b.ndim))
+            inputs = a, b
+        largest = size(np.broadcast_shapes(*(a.shape for a in inputs)))
+        if largest > LARGEST:
+            node.fail(f"inputs: expected at most {LARGEST} elements of output, got {largest}")
+        with np.errstate(all="ignore"):
+            return np.asarray(function(*inputs), inputs[0].dtype)
+
+    return run
+
+
+def _fold(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*inputs: Array) -> Array:
+        y = inputs[0]
+        for a in inputs[1:]:
+            y = function(y, a)
+        return y
+
+    return run
+
+
+def divide(a: Array, b: Array) -> Array:
+    """Integers are cut towards zero."""
+    if a.dtype.kind == "f":
+        return np.true_divide(a, b)
+    quotient = np.floor_divide(a, b)
+    return quotient + ((np.remainder(a, b) != 0) & ((a < 0) != (b < 0)))
+
+
+def clip(node: Node, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    if node.opset < 11:
+        low, high = (None if v is None else x.dtype.type(v)
+                     for v in (node.take("min"), node.take("max")))  # fmt: skip
+    y = x if low is None else np.maximum(x, low)
+    return np.asarray(y if high is None else np.minimum(y, high), x.dtype)
+
+
+def constant(node: Node) -> Array:
+    for name, dtype in (("value", None), ("value_float", "f4"), ("value_floats", "f4"),
+                        ("value_int", "i8"), ("value_ints", "i8")):  # fmt: skip
+        value = node.take(name)
+        if value is not None:
+            return np.asarray(value, dtype)
+    return node.fail("value: expected numbers, got none")
+
+
+def reshape(node: Node, x: Array, shape: Array) -> Array:
+    wanted = shape.tolist()
+    if not node.take("allowzero", 0):
+        wanted = [x.shape[i] if n == 0 and i < x.ndim else n for i, n in enumerate(wanted)]
+    return x.reshape(wanted)
+
+
+def flatten(node: Node, x: Array) -> Array:
+    axis = node.take("axis", 1)
+    if not -x.ndim <= axis <= x.ndim:
+        node.wrong(f"axis: expected {-x.ndim} to {x.ndim}, got {axis}")
+    axis += x.ndim if axis < 0 else 0
+    return x.reshape(size(x.shape[:axis]), size(x.shape[axis:]))
+
+
+def transpose(node: Node, x: Array) -> Array:
+    return np.ascontiguousarray(x.transpose(node.take("perm", list(range(x.ndim))[::-1])))
+
+
+def axes_of(node: Node, axes: Array | None, changed: int = 13) -> list[int] | None:
+    """Axes come as an attribute before opset `changed`, as an input since."""
+    if axes is not None:
+        return [int(i) for i in axes.ravel()]
+    found = node.take("axes") if node.opset < changed else None
+    return None if found is None else [int(i) for i in found]
+
+
+def squeeze(node: Node, x: Array, axes: Array | None = None) -> Array:
+    found = axes_of(node, axes)
+    return np.squeeze(x, None if found is None else tuple(found))
+
+
+def unsqueeze(node: Node, x: Array, axes: Array | None = None) -> Array:
+    found = axes_of(node, axes)
+    if not found:
+        node.wrong("axes: expected one or more, got none")
+    return np.expand_dims(x, tuple(found))
+
+
+def concat(node: Node, *inputs: Array) -> Array:
+    return np.concatenate(inputs, node.take("axis", 1 if node.opset < 4 else 0))
+
+
+def split(node: Node, x: Array, sizes: Array | None = None) -> tuple[Array, ...]:
+    axis, parts = node.take("axis", 0), node.take("num_outputs", len(node.outputs))
+    found = node.take("split") if node.opset < 13 else sizes
+    n = x.shape[axis]
+    each = -(-n // parts)
+    lengths = [each] * (n // each if each else 0) if found is None else [int(v) for v in found]
+    if found is None and len(lengths) < parts:
+        lengths += [n - sum(lengths)] + [0] * (parts - len(lengths) - 1)
+    if sum(lengths) != n or min(lengths) < 0 or len(lengths) != len(node.outputs):
+        node.wrong(f"split: expected {len(node.outputs)} sizes that add up to {n}, got {lengths}")
+    return tuple(np.split(x, np.cumsum(lengths)[:-1].tolist(), axis))
+
+
+def slice_(node: Node, x: Array, starts: Array | None = None, ends: Array | None = None,
+           axes: Array | None = None, steps: Array | None = None) -> Array:  # fmt: skip
+    if node.opset < 10:
+        first, last, along = node.take("starts", []), node.take("ends", []), node.take("axes")
+    else:
+        first, last = starts.tolist(), ends.tolist()
+        along = None if axes is None else axes.tolist()
+    step = [1] * len(first) if steps is None else steps.tolist()
+    cut: list[Any] = [slice(None)] * x.ndim
+    for i, axis in enumerate(along or range(len(first))):
+        if not step[i]:
+            node.wrong("steps: expected numbers other than 0, got 0")
+        if not -x.ndim <= axis < x.ndim:
+            node.wrong(f"axes: expected {-x.ndim} to {x.ndim - 1}, got {axis}")
+        start, end, n = first[i], last[i], x.shape[axis]
+        if step[i] < 0 and end < -n:
+            end = None
+        cut[axis] = slice(start, end, step[i])
+    return np.ascontiguousarray(x[tuple(cut)])
+
+
+def gather(node: Node, x: Array, indices: Array) -> Array:
+    axis = node.take("axis", 0)
+    if not -x.ndim <= axis < x.ndim:
+        node.wrong(f"axis: expected {-x.ndim} to {x.ndim - 1}, got {axis}")
+    if size((*x.shape, *indices.shape)) > LARGEST:
+        node.fail(f"indices: expected at most {LARGEST} elements of output, got more")
+    return np.take(x, indices, axis)
+
+
+def shape(node: Node, x: Array) -> Array:
+    start, end = node.take("start", 0), node.take("end")
+    return np.array(x.shape[start:end], np.int64)
+
+
+def cast(node: Node, x: Array) -> Array:
+    kind = node.take("to", 0)
+    node.take("saturate"), node.take("round_mode")  # for 8-bit floats, which are refused
+    onnx = package()
+    plain = {onnx.TensorProto.FLOAT: "f4", onnx.TensorProto.DOUBLE: "f8", onnx.TensorProto.INT32: "i4",
+             onnx.TensorProto.INT64: "i8", onnx.TensorProto.BOOL: "?"}  # fmt: skip
+    if kind not in plain or x.dtype.kind not in "fiub" or x.dtype.itemsize == 2:
+        node.fail(f"to: expected float, double, int32, int64 or bool from such, got type {kind} "
+                  f"from {x.dtype}")  # fmt: skip
+    with np.errstate(all="ignore"):
+        return x.astype(plain[kind])
+
+
+def pad(node: Node, x: Array, pads: Array | None = None, value: Array | None = None,
+        axes: Array | None = None) -> Array:  # fmt: skip
+    mode = node.take("mode", "constant")
+    if node.opset < 11:
+        widths, fill = node.take("pads", []), node.take("value", 0.0)
+    else:
+        widths, fill = pads.tolist(), 0 if value is None else value.item()
+    along = list(range(x.ndim)) if axes is None else axes.tolist()
+    if len(widths) != 2 * len(along):
+        node.wrong(f"pads: expected {2 * len(along)} numbers, got {len(widths)}")
+    before, after = [0] * x.ndim, [0] * x.ndim
+    for i, axis in enumerate(along):
+        before[axis], after[axis] = widths[i], widths[len(along) + i]
+    if size([n + max(0, b) + max(0, a) for n, b, a in zip(x.shape, before, after)]) > LARGEST:
+        node.fail(f"pads: expected at most {LARGEST} elements of output, got {widths}")
+    modes = {"constant": "constant", "reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+    if mode not in modes:
+        node.wrong(f"mode: expected one of {', '.join(modes)}, got {mode!r}")
+    # Negative numbers cut; whatever a mode repeats is what is left.
+    x = x[tuple(slice(max(0, -b), n - max(0, -a)) for n, b, a in zip(x.shape, before, after))]
+    width = [(max(0, b), max(0, a)) for b, a in zip(before, after)]
+    options = {"constant_values": fill} if mode == "constant" else {}
+    return np.pad(x, width, mode=mode, **options)
+
+
+def _reduce(function: Callable[..., Any], changed: int) -> Callable[..., Any]:
+    def run(node: Node, x: Array, axes: Array | None = None) -> Array:
+        keep = bool(node.take("keepdims", 1))
+        nothing = node.take("noop_with_empty_axes", 0)
+        found = axes_of(node, axes, changed)
+        if not found and nothing:
+            return x
+        return np.asarray(function(x, axis=tuple(found) if found else None, keepdims=keep), x.dtype)
+
+    return run
+
+
+def identity(node: Node, x: Array) -> Array:
+    return x
+
+
+def constant_of_shape(node: Node, shape: Array) -> Array:
+    value = node.take("value")
+    value = np.zeros(1, np.float32) if value is None else value
+    sizes = [int(n) for n in shape]
+    if min(sizes, default=0) < 0 or value.size != 1:
+        node.wrong(f"input: expected sizes >= 0 and one value, got {sizes} of {value.size} values")
+    if size([n for n in sizes if n]) > LARGEST:
+        node.fail(f"input: expected at most {LARGEST} elements, got shape {sizes}")
+    return np.full(sizes, value.ravel()[0], value.dtype)
+
+
+def hard_sigmoid(node: Node, x: Array) -> Array:
+    floats(node, X=x)
+    alpha, beta = node.take("alpha", 0.2), node.take("beta", 0.5)
+    return (x * x.dtype.type(alpha) + x.dtype.type(beta)).clip(0, 1)
+
+
+def hard_swish(node: Node, x: Array) -> Array:
+    floats(node, X=x)
+    return x * (x / x.dtype.type(6) + x.dtype.type(0.5)).clip(0, 1)
+
+
+def greater(node: Node, a: Array, b: Array) -> Array:
+    return np.greater(a, b)
+
+
+def where(node: Node, condition: Array, a: Array, b: Array) -> Array:
+    return np.where(condition, a, b)
+
+
+def prelu(node: Node, x: Array, slope: Array) -> Array:
+    floats(node, X=x, slope=slope)
+    if node.opset < 7 and slope.size > 1:  # one for each channel
+        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
+    return np.where(x > 0, x, np.asarray(x * slope, x.dtype))
+
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool,
+    "GlobalMaxPool": global_max_pool,
+    "BatchNormalization": batch_norm,
+    "LayerNormalization": layer_norm,
+    "GroupNormalization": group_norm,
+    "InstanceNormalization": instance_norm,
+    "LRN": lrn,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "Relu": _activation(ops.relu_forward),
+    "LeakyRelu": _activation(ops.leaky_relu_forward, negative_slope=("alpha", 0.01)),
+    "Elu": _activation(ops.elu_forward, alpha=("alpha", 1.0)),
+    "Sigmoid": _activation(ops.sigmoid_forward),
+    "Tanh": _activation(ops.tanh_forward),
+    "Gelu": _activation(ops.gelu_forward, approximate=("approximate", "none")),
+    "Softplus": _activation(ops.softplus_forward),
+    "Swish": swish,
+    "Softmax": _along(ops.softmax_forward),
+    "LogSoftmax": _along(ops.log_softmax_forward),
+    "Dropout": dropout,
+    "NegativeLogLikelihoodLoss": nll_loss,
+    "SoftmaxCrossEntropyLoss": cross_entropy,
+    "Col2Im": col2im,
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": hard_swish,
+    "PRelu": prelu,
+    "Add": _elementwise(np.add),
+    "Sub": _elementwise(np.subtract),
+    "Mul": _elementwise(np.multiply),
+    "Div": _elementwise(divide),
+    "Neg": _elementwise(np.negative),
+    "Abs": _elementwise(np.abs),
+    "Exp": _elementwise(np.exp),
+    "Sqrt": _elementwise(np.sqrt),
+    "Pow": _elementwise(np.power),
+    "Sum": _elementwise(_fold(np.add)),
+    "Max": _elementwise(_fold(np.maximum)),
+    "Min": _elementwise(_fold(np.minimum)),
+    "Clip": clip,
+    "Greater": greater,
+    "Where": where,
+    "Constant": constant,
+    "ConstantOfShape": constant_of_shape,
+    "Identity": identity,
+    "Reshape": reshape,
+    "Flatten": flatten,
+    "Transpose": transpose,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
+    "Concat": concat,
+    "Split": split,
+    "Slice": slice_,
+    "Gather": gather,
+    "Shape": shape,
+    "Cast": cast,
+    "Pad": pad,
+    "ReduceMean": _reduce(np.mean, 18),
+    "ReduceSum": _reduce(np.sum, 13),
+}
