@@ -1,0 +1,452 @@
+"""Check a pair of functions, a layer or a model against finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minicnn.backend import Array
+from minicnn.gradcheck import verdicts
+from minicnn.gradcheck.differences import (
+    STEP,
+    STREAM,
+    Check,
+    Forward,
+    compare,
+    jacobian,
+    numerical_gradient,
+    sweep,
+    tolerance,
+)
+from minicnn.gradcheck.hints import MAX_JACOBIAN, Evidence, Hint, Suspect, guess
+from minicnn.gradcheck.shrink import Smallest, axes_of, cropped, lengths, shrink
+
+REPEAT = 1e-5  # how far two calls may differ, relative to the largest number (parallel sums)
+
+
+class GradcheckReport(NamedTuple):
+    """All the comparisons of one check; true when every one holds.
+
+    Attributes
+    ----------
+    checks : tuple of Check
+        One for each gradient: worst element, verdict, hints, error against step size.
+    faults : tuple of Hint
+        Broken rules that no single number shows, such as an input that was written to.
+    smallest : Smallest or None
+        The smallest failing case that was found.
+    notes : tuple of Hint
+        Which layer of a model fails alone.
+    """
+
+    checks: tuple[Check, ...]
+    faults: tuple[Hint, ...] = ()
+    smallest: Smallest | None = None
+    notes: tuple[Hint, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every gradient agrees, and no rule was broken."""
+        return not self.faults and all(check.ok for check in self.checks)
+
+    @property
+    def verdict(self) -> str:
+        """The gravest verdict: "bug", "tie", "kink", "precision" or "ok"."""
+        found = {check.verdict for check in self.checks} | ({"bug"} if self.faults else set())
+        return next(v for v in verdicts.ORDER if v in found or v == "ok")
+
+    @property
+    def hints(self) -> tuple[Hint, ...]:
+        """The hints of all gradients and the faults."""
+        found = tuple(hint for check in self.checks for hint in check.hints)
+        return self.faults + self.notes + found
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = [str(check) for check in self.checks]
+        lines += [f"FAIL {hint.text}" for hint in self.faults]
+        lines += [f"     {hint.text}" for hint in self.notes]
+        if self.smallest is not None:
+            lines += [f"     {line}" for line in str(self.smallest).splitlines()]
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """Error against step size, at the worst element of every gradient that has it."""
+        blocks = []
+        for check in self.checks:
+            if check.steps:
+                rows = [f"{s.step:>8.0e}  {s.numeric:>15.8g}  {s.error:>9.2g}" for s in check.steps]
+                head = f"{check.name} at {check.where}: analytic {check.analytic:.8g}"
+                blocks.append("\n".join([head, "    step          numeric      error", *rows]))
+        return "\n\n".join(blocks)
+
+
+def gradcheck(
+    target: Any,
+    *inputs: np.ndarray,
+    names: Sequence[str] = (),
+    rng: int | np.random.Generator = 0,
+    step: float = STEP,
+    rtol: float = 1e-6,
+    atol: float = 1e-7,
+    samples: int | None = None,
+    steps: bool = False,
+) -> GradcheckReport:
+    """Compare a backward pass with finite differences, element by element.
+
+    Where they differ, the report says why: a bug, with hints at what it may be and the smallest
+    input that still shows it; or the precision of the differences, a kink or a tie.
+
+    Parameters
+    ----------
+    target : (forward, backward) or Layer
+        A pair of functions ``forward(*inputs) -> (y, cache)`` and ``backward(dy, cache) ->
+        gradients``, one for each input (fix other arguments with `functools.partial`); or a
+        layer or model of float64 parameters, whose input and parameters are checked. It is
+        checked in the mode it is in, every forward pass with the same draws and statistics,
+        and left as it was. For an op of this package use its own check, such as
+        `check_conv2d`: it knows more mistakes.
+    *inputs : numpy.ndarray, float64
+        Where to check. Keep away from kinks (ReLU at 0) and ties (max-pool).
+    names : sequence of str, optional
+        Names for the report; ``input 0`` and so on otherwise.
+    rng : int or numpy.random.Generator
+        Draws the upstream gradient.
+    step, rtol, atol : float
+        Half the distance of the two evaluations, and what counts as equal: at most
+        ``atol + rtol * (largest |numeric| of that gradient)``.
+    samples : int, optional
+        Elements of each array to look at, drawn at random: for large models. All if left out.
+    steps : bool
+        Also follow the error over step sizes where a gradient is right.
+
+    Returns
+    -------
+    GradcheckReport
+        True if all agree; prints one line a gradient with its worst element, and what is wrong.
+
+    Raises
+    ------
+    TypeError
+        If an input is not a float64 array.
+    ValueError
+        If the backward does not return a gradient for each input, or the forward pass gives
+        other numbers when it is called again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from minicnn import ops
+    >>> x = np.random.default_rng(0).standard_normal((2, 3))
+    >>> bool(gradcheck((ops.tanh_forward, ops.tanh_backward), x))
+    True
+    """
+    for i, x in enumerate(inputs):
+        if not isinstance(x, np.ndarray) or x.dtype != np.float64:
+            kind = getattr(x, "dtype", type(x).__name__)
+            raise TypeError(f"gradcheck: input {i}: expected a float64 array, got {kind}")
+    points = [np.array(x, order="C") for x in inputs]  # own copies: differences move them
+    if isinstance(rng, int | np.integer):
+        # Not the stream of default_rng(rng): if x came from that, dy would equal x, and where the
+        # gradient is zero along x (as behind a normalisation) the check would be hollow.
+        rng = np.random.default_rng([rng, STREAM])
+    labels = [names[i] if i < len(names) else f"input {i}" for i in range(len(points))]
+    # Smaller cases draw from the same place.
+    seed = [int(n) for n in np.random.default_rng(rng).integers(0, 2**32, 4)]
+    how = Settings(step, rtol, atol, samples, steps, seed)
+    run = _run_layer if hasattr(target, "named_params") else _run_pair
+    report = run(target, points, labels, how)
+    if report.verdict == "bug" and not report.faults and not samples:
+        report = report._replace(smallest=_smallest(run, target, points, labels, how))
+    return report
+
+
+class Settings(NamedTuple):
+    """How a check is done."""
+
+    step: float
+    rtol: float
+    atol: float
+    samples: int | None
+    steps: bool
+    seed: Any
+    diagnose: bool = True
+
+    def rng(self) -> np.random.Generator:
+        """The generator of a case, always at the same place."""
+        return np.random.default_rng(self.seed)
+
+
+class Case(NamedTuple):
+    """One gradient to compare: the function, where, and what the backward pass returned."""
+
+    name: str
+    f: Forward
+    x: np.ndarray
+    dy: np.ndarray
+    analytic: np.ndarray
+    again: np.ndarray | None = None  # of FACTOR * dy, divided by FACTOR
+    suspects: Sequence[Suspect] = ()
+    known: str | None = None  # a short format that the backward pass computes in
+
+
+def examine(case: Case, how: Settings, numeric: np.ndarray | None = None) -> Check:
+    """Compare one gradient and, if it differs, find out why."""
+    name, f, x, dy, analytic = case[:5]
+    at = None
+    if how.samples is not None and how.samples < x.size:
+        at = np.zeros(x.size, bool)
+        at[how.rng().choice(x.size, how.samples, replace=False)] = True
+        at = at.reshape(x.shape)
+    if numeric is None:
+        numeric = numerical_gradient(f, x, dy, how.step, at)
+    if analytic.shape != x.shape:
+        nothing = Check(name, False, np.inf, (), np.nan, np.nan, verdict="bug")
+        nothing = nothing._replace(arrays=(analytic, numeric))
+        e = Evidence(name, analytic, numeric, how.atol, np.ones(x.shape, bool), dy, None, x, x)
+        return nothing._replace(hints=guess(e))
+    check = compare(name, analytic, numeric, how.rtol, how.atol, at)
+    if (how.steps or not check.ok) and how.diagnose and check.size:
+        check = check._replace(steps=sweep(f, x, dy, check.where, check.analytic))
+    if check.ok or not how.diagnose:
+        return check if check.ok else check._replace(verdict="bug")
+    slack = tolerance(numeric[~np.isnan(numeric)], how.rtol, how.atol)
+    verdict, bad = verdicts.several(f, x, dy, analytic, numeric, slack)
+    if verdict != "bug":
+        return check._replace(verdict=verdict)
+    small = x.size * dy.size <= MAX_JACOBIAN and at is None
+    e = Evidence(
+        name,
+        analytic,
+        numeric,
+        slack,
+        bad,
+        dy,
+        jacobian(f, x, how.step) if small else None,
+        x,
+        np.asarray(f()),
+    )
+    hints = guess(e, case.suspects)
+    if not any(hint.exact for hint in hints):
+        residual = analytic - numeric
+        again = None if case.again is None else case.again - numeric
+        scale = float(np.nanmax(np.abs(numeric)))
+        kind = verdicts.rounding(
+            residual[~np.isnan(numeric)],
+            None if again is None else again[~np.isnan(numeric)],
+            scale,
+            case.known,
+        )
+        if kind is not None:
+            text = f"the differences are those of computing in {kind}"
+            return check._replace(verdict="precision", hints=(Hint("rounding", text),))
+    return check._replace(verdict="bug", hints=hints)
+
+
+# ------------------------------------------------------------ a pair of functions
+
+
+def _run_pair(
+    target: Any, points: list[np.ndarray], names: Sequence[str], how: Settings
+) -> GradcheckReport:
+    forward, backward = target
+    given = [x.copy() for x in points]
+    y, cache = forward(*given)
+    y = np.array(y)
+    faults = list(_written("forward", names, given, points))
+    dy = how.rng().standard_normal(np.shape(y))
+
+    def pull(dy: np.ndarray) -> list[np.ndarray]:
+        grads = backward(dy, cache)
+        grads = grads if isinstance(grads, tuple | list) else (grads,)
+        if len(grads) < len(points) or any(g is None for g in grads[: len(points)]):
+            returned = sum(g is not None for g in grads)
+            raise ValueError(
+                f"gradcheck: backward: expected a gradient for each of {len(points)} inputs, got "
+                f"{returned} (fix inputs that have none with functools.partial)"
+            )
+        return [np.array(g) for g in grads[: len(points)]]
+
+    handed = np.array(dy)
+    grads = pull(handed)
+    faults += _written("backward", ["dy"], [handed], [dy])
+    if how.diagnose:
+        _refuse_other_numbers(y, forward(*(x.copy() for x in points))[0])
+        faults += _not_repeatable(names, grads, pull(np.array(dy)))
+        again = [g / verdicts.FACTOR for g in pull(verdicts.FACTOR * dy)]
+    else:
+        again = grads
+    f = _plain(forward, points) if not faults else _copying(forward, points)
+    cases = [
+        Case(name, f, x, dy, g, g2 if g2.shape == g.shape else None)
+        for name, x, g, g2 in zip(names, points, grads, again)
+    ]
+    return GradcheckReport(tuple(examine(case, how) for case in cases), tuple(faults))
+
+
+def _plain(forward: Callable[..., Any], points: list[np.ndarray]) -> Forward:
+    return lambda: forward(*points)[0]
+
+
+def _copying(forward: Callable[..., Any], points: list[np.ndarray]) -> Forward:
+    return lambda: forward(*(x.copy() for x in points))[0]
+
+
+def _written(
+    who: str, names: Sequence[str], given: Sequence[Array], held: Sequence[Array]
+) -> list[Hint]:
+    return [
+        Hint("writes input", f"{who}: {name}: it was written to; work on a copy")
+        for name, a, b in zip(names, given, held)
+        if not np.array_equal(a, b, equal_nan=True)
+    ]
+
+
+def _not_repeatable(
+    names: Sequence[str], first: Sequence[np.ndarray], second: Sequence[np.ndarray]
+) -> list[Hint]:
+    return [
+        Hint(
+            "not repeatable",
+            f"backward: {name}: a second call gave other numbers: it adds to what an earlier call "
+            "left, or writes into its cache",
+        )
+        for name, a, b in zip(names, first, second)
+        if a.shape == b.shape and not _alike(a, b)
+    ]
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    limit = REPEAT * np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
+    return bool(np.allclose(a, b, rtol=0, atol=limit, equal_nan=True))
+
+
+def _refuse_other_numbers(y: np.ndarray, y2: Array) -> None:
+    if y.shape == np.shape(y2) and not _alike(y, np.asarray(y2)):
+        raise ValueError(
+            "gradcheck: forward: expected the same numbers from a second call, got others (fix "
+            "what it draws: pass a seed, not a generator)"
+        )
+
+
+# ------------------------------------------------------------ a layer or a model
+
+
+def _run_layer(
+    layer: Any, points: list[np.ndarray], names: Sequence[str], how: Settings
+) -> GradcheckReport:
+    if len(points) != 1:
+        raise ValueError(f"gradcheck: inputs: expected one for a layer, got {len(points)}")
+    (x,) = points
+    params = list(layer.named_params())
+    # What a forward pass moves on: put back before each, so that all see the same function.
+    buffers = [a for _, part in layer.modules() for a in part.buffers.values()]
+    draws = [part.rng.bit_generator for _, part in layer.modules() if hasattr(part, "rng")]
+    held = [a.copy() for a in buffers], [source.state for source in draws]
+    kept = [g.copy() for _, _, g in params]
+
+    def put_back() -> None:
+        for a, value in zip(buffers, held[0]):
+            a[...] = value
+        for source, state in zip(draws, held[1]):
+            source.state = state
+
+    def forward() -> tuple[Any, Any]:
+        put_back()
+        return layer.forward(x)
+
+    def pull(dy: np.ndarray, start: float = 0) -> list[np.ndarray]:
+        for _, _, g in params:
+            g[...] = start  # a layer's backward adds
+        dx = layer.backward(dy, cache)
+        return [np.array(dx), *(g - start for _, _, g in params)]
+
+    try:
+        given = x.copy()
+        y, cache = forward()
+        faults = _written("forward", names, [x], [given])
+        x[...] = given
+        dy = how.rng().standard_normal(np.shape(y))
+        grads = pull(dy)
+        arrays = [x, *(p for _, p, _ in params)]
+        labels = [*names, *(name for name, _, _ in params)]
+        if how.diagnose:
+            faults += _not_added(labels, grads, pull(dy, start=1.0))
+        cases = [
+            Case(name, lambda: forward()[0], a, dy, g) for name, a, g in zip(labels, arrays, grads)
+        ]
+        report = GradcheckReport(tuple(examine(case, how) for case in cases), tuple(faults))
+        if report.verdict == "bug" and how.diagnose:
+            put_back()
+            report = report._replace(notes=tuple(_guilty(layer, x, how)))
+        return report
+    finally:
+        put_back()
+        for (_, _, g), value in zip(params, kept):
+            g[...] = value
+
+
+def _not_added(
+    names: Sequence[str], first: Sequence[np.ndarray], second: Sequence[np.ndarray]
+) -> list[Hint]:
+    return [
+        Hint(
+            "does not add",
+            f"backward: {name}: expected to be added to what grads held, but it was overwritten "
+            "(+=, or add_grads)",
+        )
+        for name, a, b in zip(names[1:], first[1:], second[1:])
+        if not _alike(a, b) and np.allclose(a - 1, b, rtol=1e-9, atol=1e-9)
+    ]
+
+
+def _guilty(model: Any, x: np.ndarray, how: Settings) -> list[Hint]:
+    """Check each layer of a sequence alone, and name those that fail."""
+    parts = getattr(model, "layers", None)
+    if not parts or len(parts) < 2:
+        return []
+    hints = []
+    for i, layer in enumerate(parts):
+        alone = _run_layer(layer, [np.array(x)], ["dx"], how._replace(diagnose=False))
+        if not alone.ok:
+            wrong = ", ".join(check.name for check in alone.checks if not check.ok)
+            text = f"layer {i}, {layer!r}, fails alone: look at its {wrong}"
+            hints.append(Hint("layer", text))
+        x = layer.forward(x)[0]
+    if not hints:
+        hints.append(Hint("layer", "each layer alone is right: look at what joins them"))
+    return hints
+
+
+# ------------------------------------------------------------ the smallest case
+
+
+def _smallest(
+    run: Callable[..., GradcheckReport],
+    target: Any,
+    points: list[np.ndarray],
+    names: Sequence[str],
+    how: Settings,
+) -> Smallest | None:
+    quick = how._replace(diagnose=False, steps=False)
+
+    def smaller(state: dict[str, int]) -> list[np.ndarray]:
+        return cropped(points, state)
+
+    def fails(state: dict[str, int]) -> bool:
+        return not run(target, smaller(state), names, quick).ok
+
+    state = shrink(axes_of(points), lengths, fails, tries=25)
+    arrays = smaller(state)
+    report = run(target, arrays, names, quick)
+    bad = [i for i, check in enumerate(report.checks) if not check.ok]
+    if not bad:
+        return None
+    worst = report.checks[bad[0]]
+    assert worst.arrays is not None
+    shapes = {name: a.shape for name, a in zip(names, arrays)}
+    return Smallest(shapes, {}, worst.name, *worst.arrays)
