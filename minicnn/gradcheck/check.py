@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -190,7 +190,7 @@ class Case(NamedTuple):
     dy: np.ndarray
     analytic: np.ndarray
     again: np.ndarray | None = None  # of FACTOR * dy, divided by FACTOR
-    suspects: Sequence[Suspect] = ()
+    suspects: Callable[[], Iterable[Suspect]] = tuple
     known: str | None = None  # a short format that the backward pass computes in
 
 
@@ -230,7 +230,7 @@ def examine(case: Case, how: Settings, numeric: np.ndarray | None = None) -> Che
         x,
         np.asarray(f()),
     )
-    hints = guess(e, case.suspects)
+    hints = guess(e, case.suspects())
     if not any(hint.exact for hint in hints):
         residual = analytic - numeric
         again = None if case.again is None else case.again - numeric

@@ -164,7 +164,7 @@ def compare(
         at = np.ones(numeric.shape, bool)
     if not at.any():
         return Check(name, True, 0.0, (), 0.0, 0.0)
-    error = np.abs(analytic - numeric) / tolerance(numeric[at], rtol, atol)
+    error = np.asarray(np.abs(analytic - numeric) / tolerance(numeric[at], rtol, atol))
     error[~at] = 0
     # argmax stops at a NaN, and a NaN is not <= 1.
     where = tuple(int(i) for i in np.unravel_index(np.argmax(error), error.shape))

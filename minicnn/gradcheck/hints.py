@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ class Evidence(NamedTuple):
     numeric: np.ndarray  # NaN where it was not looked at
     tolerance: float
     bad: np.ndarray  # bool: where it is wrong
-    dy: np.ndarray
+    dy: np.ndarray | None  # None: these are outputs, not gradients
     jacobian: np.ndarray | None  # (x.size, y.size)
     x: np.ndarray
     y: np.ndarray
@@ -68,13 +68,13 @@ def _largest(a: np.ndarray) -> float:
     return float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)))
 
 
-def guess(e: Evidence, suspects: Sequence[Suspect] = ()) -> tuple[Hint, ...]:
+def guess(e: Evidence, suspects: Iterable[Suspect] = ()) -> tuple[Hint, ...]:
     """Name what may be wrong, the surest first.
 
     Parameters
     ----------
     e : Evidence
-    suspects : sequence of Suspect
+    suspects : iterable of Suspect
         What is known of the op: tried before the general ones.
 
     Returns
@@ -116,7 +116,7 @@ def _factor(e: Evidence) -> Iterator[Hint]:
         yield Hint("sign", "the sign is wrong everywhere (analytic = -numeric)")
         return
     sign = "the sign is wrong, and it" if k < 0 else "it"
-    reason = _name_factor(abs(k), e.dy.shape, e.x.shape)
+    reason = _name_factor(abs(k), np.shape(e.dy), e.x.shape)
     yield Hint(
         "factor", f"{sign} is {abs(k):.6g} times the right one everywhere{reason}: mean or sum?"
     )
@@ -143,7 +143,7 @@ def _name_factor(k: float, *shapes: tuple[int, ...]) -> str:
 
 def _same_shape(e: Evidence) -> Iterator[Suspect]:
     """Elementwise mistakes, where the input and the output have one shape."""
-    if e.dy.shape != e.x.shape:
+    if e.dy is None or e.dy.shape != e.x.shape:
         return
     dy = e.dy
     yield Suspect(
@@ -168,6 +168,8 @@ def _same_shape(e: Evidence) -> Iterator[Suspect]:
 
 def _bias(e: Evidence) -> Iterator[Suspect]:
     """Sums of dy over axes that were not meant."""
+    if e.dy is None:
+        return
     dims = range(e.dy.ndim)
     for keep in dims:
         total = e.dy.sum(tuple(axis for axis in dims if axis != keep))
@@ -178,7 +180,7 @@ def _bias(e: Evidence) -> Iterator[Suspect]:
 
 def _from_jacobian(e: Evidence) -> Iterator[Suspect]:
     """Gradients of another upstream gradient than the one that was handed in."""
-    if e.jacobian is None:
+    if e.jacobian is None or e.dy is None:
         return
 
     def back(dy: np.ndarray) -> np.ndarray:
@@ -266,7 +268,7 @@ def _axes(axes: Sequence[int]) -> str:
 
 def _overwritten(e: Evidence) -> Iterator[Hint]:
     """Every bad element is one of the terms that should have been added up."""
-    if e.jacobian is None or not e.whole:
+    if e.jacobian is None or e.dy is None or not e.whole:
         return
     terms = (e.jacobian * e.dy.ravel()).reshape(e.x.size, *e.dy.shape)
     if e.dy.ndim > 2:  # the filters of a place are summed by a matrix product: one term a place
@@ -352,6 +354,7 @@ def _ordinal(n: int) -> str:
 def _wrong_shape(e: Evidence) -> Iterator[Hint]:
     got, expected = e.analytic.shape, e.numeric.shape
     begin = f"expected shape {expected} like the input, got {got}"
+    assert e.dy is not None
     dims = range(e.dy.ndim)
     for axes in _subsets(e.dy.ndim):
         total = e.dy.sum(axes)
