@@ -51,19 +51,25 @@ class Op(NamedTuple):
 # ------------------------------------------------------------ values
 
 
-def normal(rng: np.random.Generator, shape: tuple[int, ...], known: Mapping[str, Any]) -> np.ndarray:
+def normal(
+    rng: np.random.Generator, shape: tuple[int, ...], known: Mapping[str, Any]
+) -> np.ndarray:
     """Normally distributed numbers."""
     return rng.standard_normal(shape)
 
 
-def distinct(rng: np.random.Generator, shape: tuple[int, ...], known: Mapping[str, Any]) -> np.ndarray:
+def distinct(
+    rng: np.random.Generator, shape: tuple[int, ...], known: Mapping[str, Any]
+) -> np.ndarray:
     """Numbers evenly apart in random order, about from -2 to 2: no ties, and none near zero."""
     size = int(np.prod(shape))
     values = (np.arange(size) - size // 2 + 0.5) * (4 / max(size, 4))
     return rng.permutation(values).reshape(shape)
 
 
-def _labels(rng: np.random.Generator, shape: tuple[int, ...], known: Mapping[str, Any]) -> np.ndarray:
+def _labels(
+    rng: np.random.Generator, shape: tuple[int, ...], known: Mapping[str, Any]
+) -> np.ndarray:
     return rng.integers(0, known["C"], shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -155,9 +156,9 @@ def gradcheck(
         # gradient is zero along x (as behind a normalisation) the check would be hollow.
         rng = np.random.default_rng([rng, STREAM])
     labels = [names[i] if i < len(names) else f"input {i}" for i in range(len(points))]
-    # Smaller cases draw from the same place.
-    seed = [int(n) for n in np.random.default_rng(rng).integers(0, 2**32, 4)]
-    how = Settings(step, rtol, atol, samples, steps, seed)
+    rng = np.random.default_rng(rng)
+    how = Settings(step, rtol, atol, samples, steps, copy.deepcopy(rng))
+    rng.random()  # a generator moves on
     run = _run_layer if hasattr(target, "named_params") else _run_pair
     report = run(target, points, labels, how)
     if report.verdict == "bug" and not report.faults and not samples:
@@ -173,12 +174,12 @@ class Settings(NamedTuple):
     atol: float
     samples: int | None
     steps: bool
-    seed: Any
+    draws: np.random.Generator
     diagnose: bool = True
 
     def rng(self) -> np.random.Generator:
-        """The generator of a case, always at the same place."""
-        return np.random.default_rng(self.seed)
+        """A generator that starts at the same place for every case."""
+        return copy.deepcopy(self.draws)
 
 
 class Case(NamedTuple):

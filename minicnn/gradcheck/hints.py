@@ -117,9 +117,8 @@ def _factor(e: Evidence) -> Iterator[Hint]:
         return
     sign = "the sign is wrong, and it" if k < 0 else "it"
     reason = _name_factor(abs(k), np.shape(e.dy), e.x.shape)
-    yield Hint(
-        "factor", f"{sign} is {abs(k):.6g} times the right one everywhere{reason}: mean or sum?"
-    )
+    meant = ": mean or sum?" if reason else ": a constant is wrong"
+    yield Hint("factor", f"{sign} is {abs(k):.6g} times the right one everywhere{reason}{meant}")
 
 
 def _name_factor(k: float, *shapes: tuple[int, ...]) -> str:

@@ -32,7 +32,7 @@ from minicnn.gradcheck.shrink import Smallest, lengths, shrink
 PRECISIONS = {
     "float64": (1e-6, 1e-7, None),
     "float32": (1e-4, 1e-5, "float32"),
-    "float16": (1e-2, 1e-3, "TF32 or float16"),
+    "float16": (1e-2, 1e-3, "float16, bfloat16 or TF32"),
 }
 
 Kernel = Callable[..., Any]
@@ -63,14 +63,26 @@ class Question(NamedTuple):
 
 
 def own_pair(op: str) -> tuple[Kernel, Kernel]:
-    """The pair of this package: ``forward(**arrays, **options) -> (y, cache)``, and backward."""
-    own = OPS[op].pair
-    return own or (getattr(ops, f"{op}_forward"), getattr(ops, f"{op}_backward"))
+    """The pair of this package: ``forward(**arrays, **options) -> (y, cache)``, and backward.
+
+    It runs in NumPy, whatever version a kernel chooses for calls of its own.
+    """
+    own = OPS[op].pair or (getattr(ops, f"{op}_forward"), getattr(ops, f"{op}_backward"))
+    return _in_numpy(own[0]), _in_numpy(own[1])
+
+
+def _in_numpy(f: Kernel) -> Kernel:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with use("numpy"):
+            return f(*args, **kwargs)
+
+    return call
 
 
 def own_kernel(op: str) -> tuple[Kernel, Kernel]:
-    """The same as a kernel: the arrays in order, the options as keywords."""
-    spec, (forward, backward) = OPS[op], own_pair(op)
+    """The pair of this package as a kernel to check, in the version that `use` chooses."""
+    spec = OPS[op]
+    forward, backward = spec.pair or (getattr(ops, f"{op}_forward"), getattr(ops, f"{op}_backward"))
     names = list(spec.shapes(spec.sizes(dict(spec.options)), dict(spec.options)))
     return lambda *arrays, **options: forward(**dict(zip(names, arrays)), **options), backward
 
@@ -148,16 +160,18 @@ def check_kernel(
     )  # fmt: skip
     report = _answer(question, diagnose=True, steps=steps)
     if report.verdict == "bug":
-        smallest, needs = _shrunk(question)
+        smallest, needs = _shrunk(question, report)
         report = report._replace(smallest=smallest, notes=needs)
     return report
 
 
-def _refuse_unknown(who: str, what: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def _refuse_unknown(
+    who: str, what: str, given: Mapping[str, Any], known: Mapping[str, Any]
+) -> None:
     for name in given:
         if name not in known:
             listed = ", ".join(known) or "none"
-            raise ValueError(f"{who}: {name}: expected a {what} among {listed}")
+            raise ValueError(f"{who}: {name}: expected one of the {what}s {listed}")
 
 
 # ------------------------------------------------------------ one case
@@ -165,25 +179,22 @@ def _refuse_unknown(who: str, what: str, given: Mapping[str, Any], known: Mappin
 
 def _answer(q: Question, diagnose: bool, steps: bool = False) -> GradcheckReport:
     rtol, atol, known = PRECISIONS[q.dtype]
-    how = Settings(STEP, rtol, atol, None, steps, [q.seed, STREAM], diagnose)
+    how = Settings(STEP, rtol, atol, None, steps, np.random.default_rng([q.seed, STREAM]), diagnose)
     options = {**q.options, **q.spec.derived(q.sizes)}
     arrays = {
         name: a.astype(q.dtype) if a.dtype.kind == "f" else a
         for name, a in q.spec.arrays(q.sizes, options, q.seed, q.bias).items()
     }
     points = {name: a.astype("f8") if a.dtype.kind == "f" else a for name, a in arrays.items()}
-    with use("numpy"):
-        y, cache = q.pair[0](**points, **options)
-        y = np.asarray(y)
-        # What the kernel is given is what counts, rounded as it may be.
-        dy = how.rng().standard_normal(y.shape).astype(q.dtype).astype("f8")
-        if y.size and y.ndim == 0:
-            dy = np.ones_like(dy) + np.abs(dy)  # a loss: far from zero
-            dy = dy.astype(q.dtype).astype("f8")
-        call = suspects.Call(q.op, q.pair, points, options, dy)
-        checks, faults = _check_passes(q, call, arrays, y, how, known)
-        if all(check.ok for check in checks) and q.spec.ties and q.backward and diagnose:
-            checks += _check_ties(q, options)
+    y = np.asarray(q.pair[0](**points, **options)[0])
+    # What the kernel is given is what counts, rounded as it may be.
+    dy = how.rng().standard_normal(y.shape).astype(q.dtype).astype("f8")
+    if not y.ndim:  # a loss: far from zero
+        dy = np.asarray(1 + np.abs(dy)).astype(q.dtype).astype("f8")
+    call = suspects.Call(q.op, q.pair, points, options, dy)
+    checks, faults = _check_passes(q, call, arrays, y, how, known)
+    if all(check.ok for check in checks) and q.spec.ties and q.backward and diagnose:
+        checks += _check_ties(q, options)
     return GradcheckReport(tuple(checks), tuple(faults))
 
 
@@ -314,11 +325,16 @@ def _to_numpy(a: Any) -> Any:
 # ------------------------------------------------------------ the smallest case
 
 
-def _shrunk(q: Question) -> tuple[Smallest | None, tuple[Hint, ...]]:
+def _shrunk(q: Question, found: GradcheckReport) -> tuple[Smallest | None, tuple[Hint, ...]]:
     defaults = q.spec.options
+    wanted = {(check.name, _fits(check)) for check in found.checks if not check.ok}
+
+    def wrong(report: GradcheckReport) -> list[Check]:
+        """The failures of the first kind: a wrong number there, no wrong shape here."""
+        return [c for c in report.checks if not c.ok and (c.name, _fits(c)) in wanted]
 
     def fails(state: dict[str, Any]) -> bool:
-        return not _answer(_with(q, state), diagnose=False).ok
+        return bool(wrong(_answer(_with(q, state), diagnose=False)))
 
     def simpler(name: str, value: Any) -> Sequence[Any]:
         if name in q.sizes:
@@ -332,15 +348,18 @@ def _shrunk(q: Question) -> tuple[Smallest | None, tuple[Hint, ...]]:
         report = _answer(small, diagnose=False)
     except Exception:  # what fails only sometimes has no smallest case
         return None, ()
-    bad = [check for check in report.checks if not check.ok and check.arrays is not None]
-    if not bad:
+    bad = wrong(report)
+    if not bad or bad[0].arrays is None:
         return None, ()
-    assert bad[0].arrays is not None
     arrays = q.spec.arrays(small.sizes, small.options, q.seed, q.bias)
     options = {name: state[name] for name in q.passed if state[name] != defaults[name]}
     shapes = {name: a.shape for name, a in arrays.items()}
     smallest = Smallest(shapes, options, bad[0].name, *bad[0].arrays, bad[0].labels)
     return smallest, tuple(_needs(q, state))
+
+
+def _fits(check: Check) -> bool:
+    return check.arrays is not None and check.arrays[0].shape == check.arrays[1].shape
 
 
 def _with(q: Question, state: Mapping[str, Any]) -> Question:
@@ -372,9 +391,7 @@ def _needs(q: Question, smallest: Mapping[str, Any]) -> list[Hint]:
 
 def _make(op: str) -> Callable[..., GradcheckReport]:
     spec = OPS[op]
-    shapes = spec.shapes(
-        *(lambda options: (spec.sizes(options), options))(dict(spec.options))
-    )
+    shapes = spec.shapes(*(lambda options: (spec.sizes(options), options))(dict(spec.options)))
     arrays = ", ".join(shapes)
     listed = "".join(f", {name}={value!r}" for name, value in spec.options.items())
     gradients = ", ".join(f"d{name}" for name in spec.inputs)
@@ -392,10 +409,11 @@ def _make(op: str) -> Callable[..., GradcheckReport]:
 
     or ``forward(...) -> (y, cache)`` with ``backward(dy, cache) -> {gradients}``. The kernel is
     given those options that the call names, as keywords{
-        f", and always {', '.join(spec.required)}" if spec.required else ""}. {spec.note}
+        f", and always {', '.join(spec.required)}" if spec.required else ""
+    }. {spec.note}
 
-    Default shapes: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}; ``size=``
-    changes the sizes {', '.join(spec.sizes(dict(spec.options)))}.
+    Default shapes: {", ".join(f"{name} {shape}" for name, shape in shapes.items())}; ``size=``
+    changes the sizes {", ".join(spec.sizes(dict(spec.options)))}.
 
     Parameters, Returns and Raises are those of `check_kernel`.
     """

@@ -141,19 +141,21 @@ def _groups(call: Call, name: str) -> Found:
     if G == 1 or name == "b":
         return
 
-    def dealt(a: np.ndarray, axis: int) -> np.ndarray:
-        """Hand the channels out in turn, where they should go in blocks."""
-        order = np.arange(a.shape[axis]).reshape(G, -1).T.ravel()
-        return np.take(a, np.argsort(order), axis)
+    def dealt(a: np.ndarray, axis: int, back: bool = False) -> np.ndarray:
+        """Put what was handed out in turn, as cards are, into blocks, one a group."""
+        order = np.arange(a.shape[axis]).reshape(-1, G).T.ravel()
+        return np.take(a, np.argsort(order) if back else order, axis)
 
-    x, dy = call.arrays["x"], call.dy
-    text = "the channels are dealt out to the groups in turn; a group has neighbouring ones"
-    yield "groups", text, call.gradient(name, dealt(dy, 1))
-    if name == "w":
-        yield "groups", text, call.gradient(name, dy, x=dealt(x, 1))
-    else:
-        gradient = call.gradient(name, dy)
-        yield "groups", text, None if gradient is None else dealt(gradient, 1)
+    x, w, dy = call.arrays["x"], call.arrays["w"], call.dy
+    for what, changes, upstream in (
+        ("filters", {"w": dealt(w, 0)}, dealt(dy, 1)),
+        ("channels", {"x": dealt(x, 1)}, dy),
+    ):
+        gradient = call.gradient(name, upstream, **changes)
+        if gradient is not None and (name, what) in (("w", "filters"), ("x", "channels")):
+            gradient = dealt(gradient, 0 if name == "w" else 1, back=True)
+        text = f"the {what} are dealt out to the groups in turn; a group has neighbouring ones"
+        yield "groups", text, gradient
 
 
 def _max_pool(call: Call, name: str) -> Found:
@@ -186,6 +188,14 @@ def _avg_pool(call: Call, name: str) -> Found:
 
 
 # ------------------------------------------------------------ the rest
+
+
+def _linear(call: Call, name: str) -> Found:
+    x, w, dy = call.arrays["x"], call.arrays["w"], call.dy
+    if name == "x" and w.shape[0] == w.shape[1]:
+        yield "transposed", "dx uses w where it needs w.T, or the other way", dy @ w.T
+    if name == "w" and len(x) == x.shape[1]:
+        yield "transposed", "dw uses x where it needs x.T, or the other way", dy.T @ x.T
 
 
 def _norm(call: Call, name: str) -> Found:
@@ -239,9 +249,9 @@ def _activation(call: Call, name: str) -> Found:
         if call.op == "tanh":
             yield "formula", "it is 1 - y where it should be 1 - y * y", dy * (1 - y)
     yield "not multiplied", "it is x * dy: the derivative is not x", dy * x
-    yield "forward for backward", "the forward pass is applied to dy", call.pair[0](
-        dy, **call.options
-    )[0]  # fmt: skip
+    if call.op != "relu":  # there that is the mask of dy
+        text = "the forward pass is applied to dy"
+        yield "forward for backward", text, call.pair[0](dy, **call.options)[0]
 
 
 def _dropout(call: Call, name: str) -> Found:
@@ -287,6 +297,7 @@ def _cross_entropy(call: Call, name: str) -> Found:
 _SUSPECTS: dict[str, Callable[[Call, str], Found]] = {
     "conv2d": _convolution,
     "conv_transpose2d": _convolution,
+    "linear": _linear,
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     "batch_norm": _norm,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.gradcheck.differences import STEP, Forward
+from minicnn.gradcheck.differences import Forward
 
 MEANING = {
     "ok": "the gradients agree",
@@ -32,7 +32,7 @@ MEANING = {
 ORDER = ("bug", "tie", "kink", "precision", "ok")  # what is reported for several elements
 LOOKED_AT = 24  # elements that are examined one by one
 
-SHORT = {"float32": 2.0**-24, "TF32 or float16": 2.0**-11, "bfloat16": 2.0**-8}
+SHORT = {"float32": 2.0**-24, "float16, bfloat16 or TF32": 2.0**-8}
 FACTOR = 1.37  # not a power of 2, which would scale the rounding errors exactly
 
 
@@ -108,9 +108,8 @@ def judge(
     slack = max(tolerance, 4 * (spread[best - 1] + spread[best] + noise[best]))
     if abs(analytic - seen.central[best]) > slack:
         return "bug"
-    start = int(np.argmin(np.abs(seen.steps - STEP * seen.steps[0] * 100)))
-    near = abs(seen.gap[start]) > max(10 * abs(seen.gap[best]), 10 * noise[start], tolerance)
-    return "kink" if near else "precision"
+    # A corner close by shows in longer steps as one that no longer closes.
+    return "kink" if _stable(seen, noise, tolerance, decades=2) else "precision"
 
 
 def _noise(seen: Sides) -> np.ndarray:
@@ -123,14 +122,24 @@ def _noise(seen: Sides) -> np.ndarray:
 def _corner(seen: Sides, noise: np.ndarray, tolerance: float) -> int | None:
     """The shortest step that still shows two slopes, if no shorter one shows that they meet."""
     gap = np.abs(seen.gap)
-    clear = gap > np.maximum(10 * noise, tolerance)
-    # Curvature closes the gap with the step; at a corner three decades leave it as it is.
-    for k in range(len(gap) - 1, 5, -1):
-        run = gap[k - 6 : k + 1]
-        if clear[k - 6 : k + 1].all() and run.max() < 1.2 * run.min():
-            met = (gap[k + 1 :] < 0.1 * gap[k]) & (noise[k + 1 :] < 0.1 * gap[k])
-            return None if met.any() else k
+    for k in _stable(seen, noise, tolerance, decades=3):
+        met = (gap[k + 1 :] < 0.1 * gap[k]) & (noise[k + 1 :] < 0.1 * gap[k])
+        return None if met.any() else k
     return None
+
+
+def _stable(seen: Sides, noise: np.ndarray, tolerance: float, decades: int) -> list[int]:
+    """Where the gap has stayed as it is over some decades of steps; the shortest step first.
+
+    Curvature closes the gap with the step, and rounding opens it: only at a corner it stays.
+    """
+    gap, n = np.abs(seen.gap), 2 * decades
+    clear = gap > np.maximum(10 * noise, tolerance)
+    return [
+        k
+        for k in range(len(gap) - 1, n - 1, -1)
+        if clear[k - n : k + 1].all() and gap[k - n : k + 1].max() < 1.2 * gap[k - n : k + 1].min()
+    ]
 
 
 def _is_tie(
@@ -162,7 +171,7 @@ def rounding(
     """
     largest = float(np.max(np.abs(residual), initial=0.0))
     for name, unit in SHORT.items():
-        if largest > 16 * unit * scale:
+        if largest > 4 * unit * scale:
             continue
         if name in ("float32", known):
             return name
@@ -197,4 +206,3 @@ def several(
         mask[where] = verdict == "bug"
     verdict = next(v for v in ORDER if v in found or v == "ok")
     return verdict, mask if verdict == "bug" else np.zeros_like(mask)
-
