@@ -27,7 +27,7 @@ what to check:
 
 A kernel of an op is called as forward(*arrays, **options) and backward(dy, *arrays, **options),
 or as backward(dy, cache) if forward returns (y, cache); it is given the options that you name.
-What it needs is in the docstring: python -c "from minicnn.gradcheck import check_conv2d as c; help(c)"
+Its arrays and default shapes: python -c "from minicnn.gradcheck import *; help(check_conv2d)"
 
 verdicts:
   bug         with hints at what it may be, and the smallest case that shows it
@@ -110,7 +110,7 @@ def _reports(
     if ":" not in args.target:
         forward, backward = own_kernel(args.target)
         for version in _versions(args.target):
-            with use(version):  # type: ignore[arg-type]
+            with use(version):
                 yield f"{args.target}, {version}", _check(
                     args, args.target, forward, backward, options
                 )  # fmt: skip
@@ -122,8 +122,11 @@ def _reports(
             found = [None, *found] if "backward" in names[0] else [*found, None]
         if len(found) != 2:
             raise UsageError(f"gradcheck: expected FORWARD,BACKWARD, got {args.target}")
-        yield f"{args.target} as {args.op}", _check(args, args.op, *found, options)
+        forward, backward = found
+        yield f"{args.target} as {args.op}", _check(args, args.op, forward, backward, options)
         return
+    if options:
+        raise UsageError(f"gradcheck: --{next(iter(options))}: expected --op OP with it")
     if args.input is None:
         raise UsageError("gradcheck: expected --op OP for a kernel, or --input SHAPE for a layer")
     target = found[0] if len(found) == 1 else tuple(found)

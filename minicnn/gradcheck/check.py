@@ -198,11 +198,10 @@ class Case(NamedTuple):
 def examine(case: Case, how: Settings, numeric: np.ndarray | None = None) -> Check:
     """Compare one gradient and, if it differs, find out why."""
     name, f, x, dy, analytic = case[:5]
-    at = None
+    at: np.ndarray | None = None
     if how.samples is not None and how.samples < x.size:
-        at = np.zeros(x.size, bool)
-        at[how.rng().choice(x.size, how.samples, replace=False)] = True
-        at = at.reshape(x.shape)
+        chosen = how.rng().choice(x.size, how.samples, replace=False)
+        at = np.isin(np.arange(x.size), chosen).reshape(x.shape)
     if numeric is None:
         numeric = numerical_gradient(f, x, dy, how.step, at)
     if analytic.shape != x.shape:

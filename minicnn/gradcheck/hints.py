@@ -116,7 +116,7 @@ def _factor(e: Evidence) -> Iterator[Hint]:
         yield Hint("sign", "the sign is wrong everywhere (analytic = -numeric)")
         return
     sign = "the sign is wrong, and it" if k < 0 else "it"
-    reason = _name_factor(abs(k), np.shape(e.dy), e.x.shape)
+    reason = _name_factor(abs(k), e.dy.shape if e.dy is not None else (), e.x.shape)
     meant = ": mean or sum?" if reason else ": a constant is wrong"
     yield Hint("factor", f"{sign} is {abs(k):.6g} times the right one everywhere{reason}{meant}")
 
@@ -129,9 +129,9 @@ def _name_factor(k: float, *shapes: tuple[int, ...]) -> str:
             n = math.prod(shape[start:stop])
             axes = f"axis {start}" if stop == start + 1 else f"axes {start} to {stop - 1}"
             names.setdefault(float(n), f"{n}, the size of {label} along {axes}")
-    for n, text in names.items():
-        if n > 1:
-            for value, form in ((n, "{}"), (1 / n, "1 / {}")):
+    for whole, text in names.items():
+        if whole > 1:
+            for value, form in ((whole, "{}"), (1 / whole, "1 / {}")):
                 if math.isclose(k, value, rel_tol=1e-4):
                     return f" ({form.format(text)})"
     return ""
@@ -298,9 +298,9 @@ def _places(e: Evidence) -> Iterator[Hint]:
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         yield Hint("one element", f"wrong at {where} only: a special case, or a race", False)
     if bad.ndim > 2:
-        yield from _border(bad.any(axis=tuple(range(bad.ndim - 2))))
+        yield from _border(np.asarray(bad.any(axis=tuple(range(bad.ndim - 2)))))
     for axis in range(bad.ndim):
-        along = bad.any(axis=tuple(i for i in range(bad.ndim) if i != axis))
+        along = np.asarray(bad.any(axis=tuple(i for i in range(bad.ndim) if i != axis)))
         yield from _lattice(along, axis)
     if count == bad.size and bad.size > 1:
         yield Hint("everywhere", "wrong in every element: the formula itself, or its inputs", False)

@@ -159,13 +159,12 @@ def _groups(call: Call, name: str) -> Found:
 
 
 def _max_pool(call: Call, name: str) -> Found:
-    x, dy = call.arrays["x"], call.dy
-    y, _ = call.pair[0](x, **call.options)
-    ones = _spread(call, np.ones_like(dy) * dy)
-    if ones is not None:
-        yield "mask forgotten", "every pixel of a window gets dy; only the maximum may", ones
+    dy = call.dy
+    spread = _spread(call, dy)
+    if spread is not None:
+        yield "mask forgotten", "every pixel of a window gets dy; only the maximum may", spread
         size = np.prod(np.broadcast_to(call.options["kernel_size"], 2))
-        yield "mean for max", "dy is spread evenly, as for average pooling", ones / size
+        yield "mean for max", "dy is spread evenly, as for average pooling", spread / size
     yield from _geometry(call, name)
 
 

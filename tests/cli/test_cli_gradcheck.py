@@ -95,7 +95,7 @@ def test_the_error_against_step_size_as_a_picture(cli, tmp_path):
     ],
 )
 def test_what_does_not_fit(argv, status, message, cli):
-    got, out, err = cli("gradcheck", *argv)
+    got, _out, err = cli("gradcheck", *argv)
     assert got == status
     assert message in err
     assert err.count("\n") == 1
