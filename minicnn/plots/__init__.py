@@ -11,6 +11,7 @@ References
 M. Okabe, K. Ito, "Color universal design", 2002 (the colours).
 """
 
+from minicnn.plots.arrays import plot_arrays
 from minicnn.plots.attribution import grad_cam, layer_outputs, occlusion, saliency
 from minicnn.plots.health import (
     UpdateRatio,
@@ -45,6 +46,7 @@ __all__ = [
     "layer_outputs",
     "loss_landscape",
     "occlusion",
+    "plot_arrays",
     "plot_confusion",
     "plot_dead_relus",
     "plot_feature_maps",
