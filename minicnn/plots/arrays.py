@@ -11,6 +11,7 @@ from minicnn.plots.theme import SMALL, Axes, Figure, choose, diverging, empty_fi
 
 MAX_SIDE = 40  # rows or columns; more would be too small to read
 CELL = 0.42  # inches
+LETTER = 0.19  # cells that a letter of a title takes
 
 
 def plot_arrays(
@@ -25,7 +26,7 @@ def plot_arrays(
     Parameters
     ----------
     arrays : mapping of str to array
-        Titles, and arrays with one or two axes of more than one entry (others are dropped).
+        Titles, and matrices or vectors; leading axes of length 1 are dropped.
     form : str
         Format of a number.
     mark : mapping of str to array of bool, optional
@@ -47,14 +48,15 @@ def plot_arrays(
     if not arrays:
         raise ValueError(f"{op}: arrays: expected at least one, got none")
     shown = {name: _matrix(op, name, a) for name, a in arrays.items()}
-    widths = [a.shape[1] for a in shown.values()]
+    titles = [f"{name}  {a.shape[0]}x{a.shape[1]}" for name, a in shown.items()]
+    widths = [max(a.shape[1], LETTER * len(t)) for a, t in zip(shown.values(), titles)]
     height = max(len(a) for a in shown.values())
     figure = empty_figure(
         CELL * sum(widths) + 0.35 * len(widths) + 0.2, CELL * height + 0.55, colours
     )
     grid = figure.subplots(1, len(shown), squeeze=False, width_ratios=widths)[0]
-    for ax, (name, a) in zip(grid, shown.items()):
-        frame(ax, f"{name}  {a.shape[0]}x{a.shape[1]}", colours)
+    for ax, title, (name, a) in zip(grid, titles, shown.items()):
+        frame(ax, title, colours)
         limit = float(np.abs(a).max(initial=0, where=np.isfinite(a))) or 1.0
         # Half the colours, so that the numbers stay legible on them.
         image = ax.imshow(a, cmap=diverging(colours), vmin=-limit, vmax=limit, alpha=0.55)
@@ -76,7 +78,8 @@ def plot_arrays(
 
 def _matrix(op: str, name: str, a: Array) -> np.ndarray:
     a = np.asarray(to_cpu(a), np.float64)
-    a = a.reshape([n for n in a.shape if n != 1])
+    while a.ndim > 2 and len(a) == 1:
+        a = a[0]
     if a.ndim > 2:
         raise ValueError(f"{op}: {name}: expected a matrix, got shape {a.shape}")
     a = np.atleast_2d(a)
