@@ -125,10 +125,11 @@ def _name_factor(k: float, *shapes: tuple[int, ...]) -> str:
     """Find k or 1/k among the sizes at hand, their products, and 2."""
     names = {2.0: "2"}
     for shape, label in zip(shapes, ("y", "the input")):
-        for start, stop in itertools.combinations(range(len(shape) + 1), 2):
-            n = math.prod(shape[start:stop])
-            axes = f"axis {start}" if stop == start + 1 else f"axes {start} to {stop - 1}"
-            names.setdefault(float(n), f"{n}, the size of {label} along {axes}")
+        # One axis first, then all but the channels, then what is less likely.
+        every = sorted(_subsets(len(shape)), key=lambda axes: (len(axes) > 1, 1 in axes, axes))
+        for axes in every:
+            n = math.prod(shape[axis] for axis in axes)
+            names.setdefault(float(n), f"{n}, the size of {label} along {_axes(axes)}")
     for whole, text in names.items():
         if whole > 1:
             for value, form in ((whole, "{}"), (1 / whole, "1 / {}")):

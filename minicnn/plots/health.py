@@ -33,7 +33,9 @@ from minicnn.train import LOSSES, Callback, Loss, Trainer
 def gradient_flow(
     model: Layer, x: Array, y: Array, loss: str | Loss = "cross_entropy"
 ) -> dict[str, float]:
-    """Root mean square of the gradient to each parameter, for one batch, in training mode.
+    """Root mean square of the gradient to each weight, for one batch, in training mode.
+
+    Biases and what else has one axis are left out: their gradients are sums over all places.
 
     The model is left as it was; running statistics too.
     """
@@ -45,7 +47,7 @@ def gradient_flow(
         outputs, caches = model.forward(x)
         value, cache = forward(outputs, y)
         model.backward(backward(array_module(value).ones_like(value), cache), caches)
-        found = {name: _rms(g) for name, _, g in model.named_params()}
+        found = {name: _rms(g) for name, _, g in model.named_params() if g.ndim > 1}
     for a, held in buffers:
         a[...] = held
     return found
@@ -54,7 +56,7 @@ def gradient_flow(
 def plot_gradient_flow(
     model: Layer, x: Array, y: Array, loss: str | Loss = "cross_entropy", *, theme: str = "light"
 ) -> Figure:
-    """Draw the size of the gradient to each parameter, first layer at the top.
+    """Draw the size of the gradient to each weight, first layer at the top.
 
     Bars that shrink towards the top by orders of magnitude are a vanishing gradient, bars that
     grow are an exploding one.
