@@ -309,8 +309,11 @@ def _bars(
     ax.invert_yaxis()
     shown = [v for v in values if np.isfinite(v) and v > 0]
     if log and shown:
+        from matplotlib.ticker import NullFormatter
+
         ax.set_xscale("log")
-        ax.set_xlim(min(shown) / 3, max(shown) * 8)
+        ax.set_xlim(min(shown) / 3, max(shown) * 8)  # a power of ten is in it, and has a label
+        ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         from matplotlib.ticker import PercentFormatter
 
