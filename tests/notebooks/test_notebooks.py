@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_the_committed_outputs_are_whole_and_small(name):
         assert output.get("name") != "stderr", output.text
         text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
         assert not re.search(r"/(home|tmp|work|root|usr)/", text), text
-    assert len(set(cell.id for cell in notebook.cells)) == len(notebook.cells)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
 
 
 @each_lesson
@@ -100,7 +101,7 @@ def test_it_opens_with_what_one_will_know_and_asks_questions(name):
 def test_there_are_ten_and_each_leads_to_the_next():
     names = list(LESSONS)
     assert [int(name[:2]) for name in names] == list(range(1, 11))
-    for name, following in zip(names, names[1:]):
+    for name, following in pairwise(names):
         last = prose(read(name)).splitlines()[-1]
         assert last.startswith("**Next:** ")
         assert f"({following}.ipynb)" in prose(read(name)).split("**Next:**")[1]
