@@ -16,7 +16,8 @@ import numpy as np
 from minicnn.backend import use
 from minicnn.cli.options import UsageError, add_command, count, index
 from minicnn.gradcheck import OPS, GradcheckReport, check_kernel, gradcheck
-from minicnn.gradcheck.kernels import PRECISIONS, own_kernel
+from minicnn.gradcheck.kernels import own_kernel
+from minicnn.gradcheck.question import PRECISIONS
 
 EPILOG = """\
 what to check:

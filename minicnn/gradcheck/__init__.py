@@ -4,7 +4,7 @@
 """
 
 from minicnn.gradcheck.catalog import OPS
-from minicnn.gradcheck.check import GradcheckReport, gradcheck
+from minicnn.gradcheck.check import gradcheck
 from minicnn.gradcheck.differences import (
     STEP,
     STREAM,
@@ -45,6 +45,7 @@ from minicnn.gradcheck.kernels import (
     check_softplus,
     check_tanh,
 )
+from minicnn.gradcheck.report import GradcheckReport
 from minicnn.gradcheck.shrink import Smallest
 
 __all__ = [

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array
 from minicnn.gradcheck import verdicts
 from minicnn.gradcheck.differences import (
     STEP,
@@ -22,68 +21,9 @@ from minicnn.gradcheck.differences import (
     tolerance,
 )
 from minicnn.gradcheck.hints import MAX_JACOBIAN, Evidence, Hint, Suspect, guess
+from minicnn.gradcheck.report import GradcheckReport
+from minicnn.gradcheck.rules import not_added, not_repeatable, refuse_other_numbers, written
 from minicnn.gradcheck.shrink import Smallest, axes_of, cropped, lengths, shrink
-
-REPEAT = 1e-5  # how far two calls may differ, relative to the largest number (parallel sums)
-
-
-class GradcheckReport(NamedTuple):
-    """All the comparisons of one check; true when every one holds.
-
-    Attributes
-    ----------
-    checks : tuple of Check
-        One for each gradient: worst element, verdict, hints, error against step size.
-    faults : tuple of Hint
-        Broken rules that no single number shows, such as an input that was written to.
-    smallest : Smallest or None
-        The smallest failing case that was found.
-    notes : tuple of Hint
-        Which layer of a model fails alone.
-    """
-
-    checks: tuple[Check, ...]
-    faults: tuple[Hint, ...] = ()
-    smallest: Smallest | None = None
-    notes: tuple[Hint, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether every gradient agrees, and no rule was broken."""
-        return not self.faults and all(check.ok for check in self.checks)
-
-    @property
-    def verdict(self) -> str:
-        """The gravest verdict: "bug", "tie", "kink", "precision" or "ok"."""
-        found = {check.verdict for check in self.checks} | ({"bug"} if self.faults else set())
-        return next(v for v in verdicts.ORDER if v in found or v == "ok")
-
-    @property
-    def hints(self) -> tuple[Hint, ...]:
-        """The hints of all gradients and the faults."""
-        found = tuple(hint for check in self.checks for hint in check.hints)
-        return self.faults + self.notes + found
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        lines = [str(check) for check in self.checks]
-        lines += [f"FAIL {hint.text}" for hint in self.faults]
-        lines += [f"     {hint.text}" for hint in self.notes]
-        if self.smallest is not None:
-            lines += [f"     {line}" for line in str(self.smallest).splitlines()]
-        return "\n".join(lines)
-
-    def table(self) -> str:
-        """Error against step size, at the worst element of every gradient that has it."""
-        blocks = []
-        for check in self.checks:
-            if check.steps:
-                rows = [f"{s.step:>8.0e}  {s.numeric:>15.8g}  {s.error:>9.2g}" for s in check.steps]
-                head = f"{check.name} at {check.where}: analytic {check.analytic:.8g}"
-                blocks.append("\n".join([head, "    step          numeric      error", *rows]))
-        return "\n\n".join(blocks)
 
 
 def gradcheck(
@@ -257,7 +197,7 @@ def _run_pair(
     given = [x.copy() for x in points]
     y, cache = forward(*given)
     y = np.array(y)
-    faults = list(_written("forward", names, given, points))
+    faults = list(written("forward", names, given, points))
     dy = how.rng().standard_normal(np.shape(y))
 
     def pull(dy: np.ndarray) -> list[np.ndarray]:
@@ -273,10 +213,10 @@ def _run_pair(
 
     handed = np.array(dy)
     grads = pull(handed)
-    faults += _written("backward", ["dy"], [handed], [dy])
+    faults += written("backward", ["dy"], [handed], [dy])
     if how.diagnose:
-        _refuse_other_numbers(y, forward(*(x.copy() for x in points))[0])
-        faults += _not_repeatable(names, grads, pull(np.array(dy)))
+        refuse_other_numbers(y, forward(*(x.copy() for x in points))[0])
+        faults += not_repeatable(names, grads, pull(np.array(dy)))
         again = [g / verdicts.FACTOR for g in pull(verdicts.FACTOR * dy)]
     else:
         again = grads
@@ -294,43 +234,6 @@ def _plain(forward: Callable[..., Any], points: list[np.ndarray]) -> Forward:
 
 def _copying(forward: Callable[..., Any], points: list[np.ndarray]) -> Forward:
     return lambda: forward(*(x.copy() for x in points))[0]
-
-
-def _written(
-    who: str, names: Sequence[str], given: Sequence[Array], held: Sequence[Array]
-) -> list[Hint]:
-    return [
-        Hint("writes input", f"{who}: {name}: it was written to; work on a copy")
-        for name, a, b in zip(names, given, held)
-        if not np.array_equal(a, b, equal_nan=True)
-    ]
-
-
-def _not_repeatable(
-    names: Sequence[str], first: Sequence[np.ndarray], second: Sequence[np.ndarray]
-) -> list[Hint]:
-    return [
-        Hint(
-            "not repeatable",
-            f"backward: {name}: a second call gave other numbers: it adds to what an earlier call "
-            "left, or writes into its cache",
-        )
-        for name, a, b in zip(names, first, second)
-        if a.shape == b.shape and not _alike(a, b)
-    ]
-
-
-def _alike(a: np.ndarray, b: np.ndarray) -> bool:
-    limit = REPEAT * np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
-    return bool(np.allclose(a, b, rtol=0, atol=limit, equal_nan=True))
-
-
-def _refuse_other_numbers(y: np.ndarray, y2: Array) -> None:
-    if y.shape == np.shape(y2) and not _alike(y, np.asarray(y2)):
-        raise ValueError(
-            "gradcheck: forward: expected the same numbers from a second call, got others (fix "
-            "what it draws: pass a seed, not a generator)"
-        )
 
 
 # ------------------------------------------------------------ a layer or a model
@@ -368,14 +271,14 @@ def _run_layer(
     try:
         given = x.copy()
         y, cache = forward()
-        faults = _written("forward", names, [x], [given])
+        faults = written("forward", names, [x], [given])
         x[...] = given
         dy = how.rng().standard_normal(np.shape(y))
         grads = pull(dy)
         arrays = [x, *(p for _, p, _ in params)]
         labels = [*names, *(name for name, _, _ in params)]
         if how.diagnose:
-            faults += _not_added(labels, grads, pull(dy, start=1.0))
+            faults += not_added(labels, grads, pull(dy, start=1.0))
         cases = [
             Case(name, lambda: forward()[0], a, dy, g) for name, a, g in zip(labels, arrays, grads)
         ]
@@ -388,20 +291,6 @@ def _run_layer(
         put_back()
         for (_, _, g), value in zip(params, kept):
             g[...] = value
-
-
-def _not_added(
-    names: Sequence[str], first: Sequence[np.ndarray], second: Sequence[np.ndarray]
-) -> list[Hint]:
-    return [
-        Hint(
-            "does not add",
-            f"backward: {name}: expected to be added to what grads held, but it was overwritten "
-            "(+=, or add_grads)",
-        )
-        for name, a, b in zip(names[1:], first[1:], second[1:])
-        if not _alike(a, b) and np.allclose(a - 1, b, rtol=1e-9, atol=1e-9)
-    ]
 
 
 def _guilty(model: Any, x: np.ndarray, how: Settings) -> list[Hint]:

@@ -140,9 +140,12 @@ class Check(NamedTuple):
     def _details(self) -> list[str]:
         from minicnn.gradcheck.verdicts import MEANING
 
+        meaning = MEANING[self.verdict]
+        if self.verdict == "bug" and self.labels[1] == "reference":
+            meaning = "the reference gives other numbers"
         count = f" ({self.bad:,} of {self.size:,} elements differ)" if self.size else ""
         return [
-            f"     {self.verdict}: {MEANING[self.verdict]}{count}",
+            f"     {self.verdict}: {meaning}{count}",
             *(f"     hint: {hint.text}" for hint in self.hints),
         ]
 

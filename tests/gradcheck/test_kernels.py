@@ -1,5 +1,8 @@
 """Kernels of one's own: right ones are never called wrong, whatever they are made of."""
 
+import ctypes
+import shutil
+import subprocess
 from functools import partial
 
 import numpy as np
@@ -177,6 +180,74 @@ def test_rounding_of_a_short_format_is_no_bug():
     report = check_conv2d(None, slightly_wrong, dtype="float32")
     assert report.verdict == "bug", report
     assert report.checks[0].hints[0].kind == "factor"
+
+
+def test_a_forward_in_a_short_format_is_precision_too():
+    def half(x, w, b):
+        x, w = (a.astype("f2").astype("f4") for a in (x, w))
+        return student.conv2d_forward(x, w, b)
+
+    def slightly_wrong(x, w, b):
+        return student.conv2d_forward(x, w * 1.002, b)
+
+    size = {"H": 12, "W": 12}
+    report = check_conv2d(half, dtype="float32", size=size)
+    assert not report
+    assert report.verdict == "precision", report
+    assert check_conv2d(slightly_wrong, dtype="float32", size=size).verdict == "bug"
+
+
+def test_kernels_of_cupy():
+    """A stand-in for an array on a GPU: no function of NumPy takes it, and `get` copies it back."""
+
+    class Device:
+        __array__ = None
+
+        def __init__(self, a):
+            self.a = a
+
+        def get(self):
+            return self.a
+
+    Device.__module__ = "cupy._core.core"
+
+    def forward(*arrays):
+        return Device(student.conv2d_forward(*(a.a for a in arrays)))
+
+    def backward(*arrays):
+        return tuple(map(Device, student.conv2d_backward(*(a.a for a in arrays))))
+
+    assert check_conv2d(forward, backward, convert=Device)
+
+
+def test_kernels_in_c(tmp_path):
+    """The way from a C function through ctypes to a verdict."""
+    compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
+    source = """
+    void forward(const float *x, float *y, long n) {
+        for (long i = 0; i < n; i++) y[i] = x[i] > 0 ? x[i] : 0;
+    }
+    void backward(const float *dy, const float *x, float *dx, long n) {
+        for (long i = 0; i < n; i++) dx[i] = x[i] > 0 ? dy[i] : MISTAKE;
+    }
+    """
+    (tmp_path / "relu.c").write_text(source)
+    for mistake, right in (("0", True), ("dy[i]", False)):
+        library = tmp_path / f"relu{right}.so"
+        command = [compiler, "-shared", "-fPIC", f"-DMISTAKE={mistake}", "-o", str(library)]
+        subprocess.run([*command, str(tmp_path / "relu.c")], check=True)
+        c = ctypes.CDLL(str(library))
+
+        def call(name, *arrays, c=c):
+            out = np.empty_like(arrays[-1])
+            pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (*arrays, out)]
+            getattr(c, name)(*pointers, ctypes.c_long(out.size))
+            return out
+
+        report = check_relu(partial(call, "forward"), partial(call, "backward"), dtype="float32")
+        assert bool(report) is right, report
+        if not right:
+            assert report.checks[1].hints[0].kind == "dy unchanged"
 
 
 def test_kernels_of_pytorch(torch):
