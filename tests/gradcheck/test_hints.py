@@ -143,7 +143,7 @@ PLANTED = {
     "border left out": ("conv2d", lambda: conv("border"), {"padding": 1}, "dx", "border"),
     "stride ignored": ("conv2d", lambda: conv("stride"), {"stride": 2}, "dx", "stride"),
     "dilation ignored": ("conv2d", lambda: conv("dilation"), {"dilation": 2}, "dx", "dilation"),
-    "groups interleaved": ("conv2d", lambda: conv("groups"), {"groups": 2}, "dx", "groups"),
+    "groups interleaved": ("conv2d", lambda: conv("groups"), {"groups": 3}, "dx", "groups"),
     "reshape for transpose": (
         "conv2d",
         lambda: conv("reshape"),
