@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from minicnn.gradcheck.differences import (
     compare,
     jacobian,
     numerical_gradient,
+    slope,
     sweep,
     tolerance,
 )
@@ -133,6 +135,7 @@ class Case(NamedTuple):
     again: np.ndarray | None = None  # of FACTOR * dy, divided by FACTOR
     suspects: Callable[[], Iterable[Suspect]] = tuple
     known: str | None = None  # a short format that the backward pass computes in
+    away: verdicts.Away | None = None  # whether it is right for inputs close by
 
 
 def examine(case: Case, how: Settings, numeric: np.ndarray | None = None) -> Check:
@@ -155,7 +158,7 @@ def examine(case: Case, how: Settings, numeric: np.ndarray | None = None) -> Che
     if check.ok or not how.diagnose:
         return check if check.ok else check._replace(verdict="bug")
     slack = tolerance(numeric[~np.isnan(numeric)], how.rtol, how.atol)
-    verdict, bad = verdicts.several(f, x, dy, analytic, numeric, slack)
+    verdict, bad = verdicts.several(f, x, dy, analytic, numeric, slack, case.away)
     if verdict != "bug":
         return check._replace(verdict=verdict)
     small = x.size * dy.size <= MAX_JACOBIAN and at is None
@@ -262,11 +265,30 @@ def _run_layer(
         put_back()
         return layer.forward(x)
 
-    def pull(dy: np.ndarray, start: float = 0) -> list[np.ndarray]:
+    def pull(dy: np.ndarray, cache: Any, start: float = 0) -> list[np.ndarray]:
         for _, _, g in params:
             g[...] = start  # a layer's backward adds
         dx = layer.backward(dy, cache)
         return [np.array(dx), *(g - start for _, _, g in params)]
+
+    def right_away(index: int, where: tuple[int, ...]) -> bool:
+        """Whether the gradient to one element is right at inputs close to x.
+
+        One in two is enough: another kink may be close by, but a bug is wrong at all of them.
+        """
+        held, rng, right = x.copy(), how.rng(), 0
+        try:
+            for _ in range(4):
+                x[...] = _moved(held, rng)
+                analytic = float(pull(dy, forward()[1])[index][where])
+                a = arrays[index]
+                h = how.step * max(1.0, abs(float(a[where])))
+                numeric = float(np.sum(slope(lambda: forward()[0], a, where, h) * dy))
+                gap = abs(analytic - numeric)
+                right += gap <= how.atol + 10 * how.rtol * max(1.0, abs(numeric))
+            return right >= 2
+        finally:
+            x[...] = held
 
     try:
         given = x.copy()
@@ -274,13 +296,22 @@ def _run_layer(
         faults = written("forward", names, [x], [given])
         x[...] = given
         dy = how.rng().standard_normal(np.shape(y))
-        grads = pull(dy)
+        grads = pull(dy, cache)
         arrays = [x, *(p for _, p, _ in params)]
         labels = [*names, *(name for name, _, _ in params)]
         if how.diagnose:
-            faults += not_added(labels, grads, pull(dy, start=1.0))
+            faults += not_added(labels, grads, pull(dy, cache, start=1.0))
+        composite = bool(layer.children())
         cases = [
-            Case(name, lambda: forward()[0], a, dy, g) for name, a, g in zip(labels, arrays, grads)
+            Case(
+                name,
+                lambda: forward()[0],
+                a,
+                dy,
+                g,
+                away=partial(right_away, i) if composite else None,
+            )
+            for i, (name, a, g) in enumerate(zip(labels, arrays, grads))
         ]
         report = GradcheckReport(tuple(examine(case, how) for case in cases), tuple(faults))
         if report.verdict == "bug" and how.diagnose:
@@ -300,7 +331,8 @@ def _guilty(model: Any, x: np.ndarray, how: Settings) -> list[Hint]:
         return []
     hints = []
     for i, layer in enumerate(parts):
-        alone = _run_layer(layer, [np.array(x)], ["dx"], how._replace(diagnose=False))
+        here = _moved(x, how.rng())  # ReLU leaves ties behind, which would look like mistakes
+        alone = _run_layer(layer, [here], ["dx"], how._replace(diagnose=False))
         if not alone.ok:
             wrong = ", ".join(check.name for check in alone.checks if not check.ok)
             text = f"layer {i}, {layer!r}, fails alone: look at its {wrong}"
@@ -309,6 +341,11 @@ def _guilty(model: Any, x: np.ndarray, how: Settings) -> list[Hint]:
     if not hints:
         hints.append(Hint("layer", "each layer alone is right: look at what joins them"))
     return hints
+
+
+def _moved(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An input close to x, away from kinks and ties."""
+    return x + 1e-2 * (float(x.std()) or 1.0) * rng.standard_normal(x.shape)
 
 
 # ------------------------------------------------------------ the smallest case

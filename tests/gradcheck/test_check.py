@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from minicnn import BatchNorm2d, Dropout, Linear, ReLU, Sequential, Sigmoid, gradcheck, ops
+from minicnn import (
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    gradcheck,
+    ops,
+)
 from minicnn.gradcheck import adjoint_gap, compare, numerical_gradient
 from strategies import normal
 
@@ -256,3 +268,36 @@ def test_the_table_of_steps():
     assert table.count("error") == 2
     assert table.count("1e-05") >= 2
     assert gradcheck((cubic_forward, cubic_backward), X, W).table() == ""
+
+
+def network_on_a_flat_background(wrong=False):
+    """Where the picture is flat, all maxima of a window are tied, and so they are in every map."""
+    f64 = {"dtype": np.float64}
+    model = Sequential(
+        Conv2d(1, 4, 3, rng=0, **f64),
+        ReLU(),
+        MaxPool2d(2),
+        Conv2d(4, 4, 3, rng=1, **f64),
+        ReLU(),
+        Flatten(),
+        Linear(36, 3, rng=2, **f64),
+    )
+    if wrong:
+        model[3].backward = lambda dy, cache: 0.5 * Conv2d.backward(model[3], dy, cache)
+    x = np.zeros((1, 1, 12, 12))
+    x[0, 0, 4:7, 3:9] = normal(np.random.default_rng(1), (3, 6))
+    return model, x
+
+
+def test_ties_all_over_a_network_are_no_bug():
+    report = gradcheck(*network_on_a_flat_background())
+    assert not report.checks[0].ok
+    assert report.verdict in ("kink", "tie"), report
+
+
+def test_a_bug_among_those_ties_is_one():
+    report = gradcheck(*network_on_a_flat_background(wrong=True))
+    assert report.verdict == "bug"
+    assert [hint.text for hint in report.notes] == [
+        "layer 3, Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1)), fails alone: look at its dx"
+    ]
