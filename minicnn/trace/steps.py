@@ -85,7 +85,7 @@ class Step:
         for name, a in self.arrays.items():
             s = _statistics(a)
             lines.append(
-                f"    {name:<9} {str(tuple(a.shape)):<18} min {s['min']:>10.4g}  "
+                f"    {name:<9} {tuple(a.shape)!s:<18} min {s['min']:>10.4g}  "
                 f"mean {s['mean']:>10.4g}  max {s['max']:>10.4g}  zeros {s['zeros']:>6.1%}"
             )
         return "\n".join(lines)
@@ -108,6 +108,7 @@ class Trace:
         if loss not in LOSSES:
             raise ValueError(f"trace: loss: expected one of {', '.join(LOSSES)}, got {loss!r}")
         self.model = copy.deepcopy(model)  # a trace leaves gradients, statistics and rng alone
+        self.before = copy.deepcopy(model)  # with the draws of dropout still to come
         self.x, self.target, self.loss_name = np.asarray(x), np.asarray(y), loss
         self.nodes: list[Node] = []
         self.caches: list[Any] = []
