@@ -1,9 +1,11 @@
 """Where arrays live and which version of an op runs.
 
 An op comes in several versions (``reference`` loops, ``numpy``, ``numba``, ``cupy``), listed in
-a dict in the op's own file. By default the arrays decide: a CuPy array runs ``cupy``, a NumPy
-array runs ``numpy``. Training and bulk prediction prefer ``numba`` (see `prefer`), and `use`
-overrides both.
+a dict in the op's own file. Convolutions have one more, ``winograd``, which is faster than
+``numba`` with 3x3 and 5x5 kernels and rounds more: `minicnn.ops.conv2d_winograd` says how much.
+
+By default the arrays decide: a CuPy array runs ``cupy``, a NumPy array runs ``numpy``. Training
+and bulk prediction prefer ``numba`` (see `prefer`), and `use` overrides both.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import numpy as np
 V = TypeVar("V")
 Array = Any  # numpy.ndarray or cupy.ndarray: dtype and device follow the input
 
-VERSIONS = ("reference", "numpy", "numba", "cupy")
+VERSIONS = ("reference", "numpy", "numba", "winograd", "cupy")
+ON_NUMBA = ("numba", "winograd")  # an op without the second runs the first
 FLOATS = ("float32", "float64")
 
 
@@ -37,11 +40,12 @@ _preferred = "numpy"  # what NumPy arrays run while nothing is chosen
 class use:
     """Choose the version that every op runs, for good or within a ``with`` block.
 
-    An op that lacks the chosen version runs its ``numpy`` one; all versions give the same result.
+    An op that lacks the chosen version runs its ``numpy`` one, and for ``winograd`` its ``numba``
+    one. All versions give the same result to rounding; ``winograd`` rounds more in float32.
 
     Parameters
     ----------
-    version : {"reference", "numpy", "numba", "cupy"} or None
+    version : {"reference", "numpy", "numba", "winograd", "cupy"} or None
         None gives the choice back to the arrays.
 
     Raises
@@ -87,7 +91,7 @@ def prefer(version: str) -> Iterator[None]:
     outermost = _preferred != version
     previous, _preferred = _preferred, version
     try:
-        if outermost and (_chosen or version) == "numba":
+        if outermost and (_chosen or version) in ON_NUMBA:
             with _thread_pools().limit(limits=1, user_api="blas"):
                 yield
         else:
@@ -113,12 +117,14 @@ def pick(op: str, versions: Mapping[str, V], x: Array) -> V:
     """
     on_gpu = is_cupy(x)
     name = _chosen or ("cupy" if on_gpu else _preferred)
-    if on_gpu and name in ("reference", "numba"):
+    if on_gpu and name in ("reference", *ON_NUMBA):
         raise TypeError(f"{op}: x: expected a NumPy array for version {name!r}, got a CuPy array")
     if not on_gpu and name == "cupy":
         raise TypeError(
             f"{op}: x: expected a CuPy array for version 'cupy', got a NumPy array (see to_gpu)"
         )
+    if name in ON_NUMBA and name not in versions:
+        name = "numba"
     return versions.get(name) or versions["numpy"]
 
 

@@ -160,12 +160,42 @@ def _backward_numba(
     return dx, dw, db
 
 
+# ---------------------------------------------------------------- winograd (see conv2d_winograd.py)
+
+
+# Where there are no transforms, or a number is not finite (a NaN would spread over a whole tile),
+# the numba version takes over.
+
+
+def _forward_winograd(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
+    from minicnn.ops import conv2d_winograd
+
+    if conv2d_winograd.applies(w, win, groups):
+        y = conv2d_winograd.forward_first(x, w, b, win)
+        if np.isfinite(y).all():
+            return y
+    return _forward_numba(x, w, b, win, groups)
+
+
+def _backward_winograd(
+    dy: Array, x: Array, w: Array, win: Window, groups: int
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import conv2d_winograd
+
+    if len(x) and conv2d_winograd.applies(w, win, groups):
+        dx, dw = conv2d_winograd.backward_first(dy, x, w, win)
+        if np.isfinite(dx).all() and np.isfinite(dw).all():
+            return dx, dw, bias_gradient(dy)
+    return _backward_numba(dy, x, w, win, groups)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "winograd": Version(_forward_winograd, _backward_winograd),
 }
 
 

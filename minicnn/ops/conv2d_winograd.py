@@ -33,7 +33,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
 from minicnn.ops.jit import buffers, flat, kernel
-from minicnn.ops.last import OFF, padded, to_last
+from minicnn.ops.last import OFF, padded, to_first, to_last
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
@@ -455,3 +455,35 @@ def weight_gradient(x: Array, dy: Array, win: Window, dw: Array) -> None:
             du.reshape(parts, -1),
             scratch.reshape(threads, -1),
         )
+
+
+# ---------------------------------------------------------------- arrays in layout FIRST
+
+
+def forward_first(x: Array, w: Array, b: Array | None, win: Window) -> Array:
+    """Return y (N, F, OH, OW) of x (N, C, H, W)."""
+    OH, OW = win.output_size("conv2d", *x.shape[2:])
+    y_last = np.empty((len(x), OH, OW, padded(len(w), w.dtype)), w.dtype)
+    forward(_last(x), w, b, win, y_last)
+    return _first(y_last, len(w))
+
+
+def backward_first(dy: Array, x: Array, w: Array, win: Window) -> tuple[Array, Array]:
+    """Return dx (N, C, H, W) and dw of dy (N, F, OH, OW) and x."""
+    x_last, dy_last, dw = _last(x), _last(dy), np.empty_like(w)
+    weight_gradient(x_last, dy_last, win, dw)
+    input_gradient(dy_last, w, win, x_last)  # dx in the place of x
+    return _first(x_last, x.shape[1]), dw
+
+
+def _last(a: Array) -> Array:
+    N, C, H, W = a.shape
+    out = np.empty((N, H, W, padded(C, a.dtype)), a.dtype)
+    to_last(a, out)
+    return out
+
+
+def _first(a: Array, channels: int) -> Array:
+    out = np.empty((len(a), channels, *a.shape[1:3]), a.dtype)
+    to_first(a, out)
+    return out

@@ -25,7 +25,7 @@ from minicnn.ops import vector
 
 ALIGN = 64  # bytes: a vector in a buffer never straddles two cache lines
 
-_lock = threading.Lock()
+lock = threading.RLock()  # held by whoever runs kernels; see `buffers`
 _arena = np.empty(0, np.uint8)
 _warned = False
 _used = False  # kernels have run in this process
@@ -130,7 +130,7 @@ def buffers(dtype: Any, *sizes: int) -> Iterator[list[np.ndarray]]:
         )
     step = np.dtype(dtype).itemsize
     lengths = [-(-size * step // ALIGN) * ALIGN for size in sizes]
-    with _lock:
+    with lock:
         _used = True
         if _arena.size < sum(lengths) + ALIGN:
             _arena = np.empty(0, np.uint8)  # free the old one first

@@ -9,7 +9,7 @@ is one stage, the model as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from threading import RLock
 from typing import Any
@@ -131,8 +131,15 @@ def running(model: Layer, x: Array, fused: bool, winograd: bool) -> Iterator[Pla
     version = backend.chosen()
     fused = fused and version in (None, "numba", "winograd") and _fits(model, x)
     plan = plan_of(model, fused, winograd and version != "numba")
-    with plan.lock, backend.prefer("numba"):
+    with plan.lock, _kernels() if fused else nullcontext(), backend.prefer("numba"):
         yield plan
+
+
+def _kernels() -> Any:
+    """Return the lock of all kernels: not every threading layer of Numba takes two callers."""
+    from minicnn.ops.jit import lock
+
+    return lock
 
 
 def _fits(model: Layer, x: Array) -> bool:
