@@ -125,14 +125,15 @@ def _spread(dy: Array, win: Window, H: int, W: int) -> Array:
 # ---------------------------------------------------------------- numba (see pool_numba.py)
 
 
-def _spans(size: tuple[int, ...], places: tuple[int, ...], win: Window) -> list[Array]:
+def _spans(size: tuple[int, ...], places: tuple[int, ...], win: Window) -> tuple[Array, Array]:
     """Return the rows and the columns under each place of the window."""
     from minicnn.ops import pool_numba  # imports Numba: only when asked for
 
-    before = [sides[0] for sides in win.padding]
-    return [
-        pool_numba.spans(*numbers) for numbers in zip(size, places, win.kernel, win.stride, before)
-    ]
+    rows, columns = (
+        pool_numba.spans(n, count, k, s, before)
+        for n, count, k, s, (before, _) in zip(size, places, win.kernel, win.stride, win.padding)
+    )
+    return rows, columns
 
 
 def _forward_numba(x: Array, divisor: Array, win: Window) -> Array:

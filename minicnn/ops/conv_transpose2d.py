@@ -148,9 +148,8 @@ def _kept(canvas: Array, win: Window, y_size: Pair) -> Array:
 # ---------------------------------------------------------------- numba (see conv2d_numba.py)
 
 
-# conv2d with F channels for C filters, on a map that may be larger than the canvas that it meets:
-# the forward is its input gradient, dx its forward and dw its weight gradient. The kernels leave
-# padding out of the sums, so weights and gradients have to be finite, as in conv2d.
+# The forward is conv2d's input gradient, dx its forward and dw its weight gradient. The kernels
+# leave padding out of the sums, so all the numbers have to be finite, as in conv2d.
 
 
 def _forward_numba(
@@ -158,10 +157,11 @@ def _forward_numba(
 ) -> Array:
     from minicnn.ops import conv2d_numba  # imports Numba: only when asked for
 
-    if not (np.isfinite(w).all() and np.isfinite(x).all()):
+    fitted = _fitted(win, x, y_size)
+    if fitted is None or not (np.isfinite(w).all() and np.isfinite(x).all()):
         return _forward_numpy(x, w, b, win, groups, y_size)
-    y = np.zeros((len(x), w.shape[1] * groups, *y_size), x.dtype)
-    y = conv2d_numba.input_gradient(x, y, w, _fitted(win, x, y_size), groups)
+    y = np.empty((len(x), w.shape[1] * groups, *y_size), x.dtype)
+    y = conv2d_numba.input_gradient(x, y, w, fitted, groups)
     if b is not None:
         y += b[:, None, None]
     return y
@@ -173,20 +173,24 @@ def _backward_numba(
     from minicnn.ops import conv2d_numba
 
     db = bias_gradient(dy)  # adds up all of dy
-    if not (np.isfinite(db).all() and np.isfinite(w).all() and np.isfinite(x).all()):
-        return _backward_numpy(dy, x, w, win, groups)
     fitted = _fitted(win, x, dy.shape[2:])
+    if fitted is None or not all(np.isfinite(a).all() for a in (db, w, x)):
+        return _backward_numpy(dy, x, w, win, groups)
     dx = conv2d_numba.forward(dy, w, None, fitted, groups)
     dw, _ = conv2d_numba.weight_gradient(x, dy, w, fitted, groups)
     return dx, dw, db
 
 
-def _fitted(win: Window, x: Array, y_size: Pair) -> Window:
-    """Set the bottom and right padding so that the window takes (H, W) places on y."""
+def _fitted(win: Window, x: Array, y_size: Pair) -> Window | None:
+    """Set the bottom and right padding so that the window takes (H, W) places on y.
+
+    None if it takes more, where y goes past the canvas by a stride or more.
+    """
     (top, _), (left, _) = win.padding
     HP, WP = _canvas_size(win, *x.shape[2:])
     bottom, right = HP - top - y_size[0], WP - left - y_size[1]
-    return win._replace(padding=((top, max(bottom, 0)), (left, max(right, 0))))
+    fitted = win._replace(padding=((top, max(bottom, 0)), (left, max(right, 0))))
+    return fitted if fitted.output_size("conv_transpose2d", *y_size) == x.shape[2:] else None
 
 
 # ---------------------------------------------------------------- versions, public pair

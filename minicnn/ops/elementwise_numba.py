@@ -24,7 +24,7 @@ from minicnn.backend import Array
 from minicnn.ops.activations import BELL, TAIL
 from minicnn.ops.jit import buffers, flat, kernel
 
-INLINE = {"forceinline": True}  # LLVM makes no vectors of a loop that calls
+INLINE: Any = {"forceinline": True}  # LLVM makes no vectors of a loop that calls
 inlined = register_jitable(**INLINE)
 CHUNK = 1 << 13  # numbers: a piece of work; less is not worth a second thread
 
