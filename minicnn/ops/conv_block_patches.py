@@ -83,8 +83,8 @@ def _plan(
     PH, PW = OH // pool[0], OW // pool[1]
     weights = C * win.kernel[0] * win.kernel[1]
     vectors = -(-weights // L)
-    V = max(v for v in range(1, 9) if vectors % v == 0)
-    R = max(r for r in (1, 2, 4, 8, 16) if r <= L and r * V <= max(V, REGISTERS))
+    V = 1 if vectors % 2 else 2  # few sizes, as each is compiled
+    R = min(L, 8 if V * 8 <= REGISTERS else 4)
     patch = vectors * L
     row = pool[0] * PW * pool[1] * patch * (VECTOR_BYTES // L)
     band = max(1, min(PH, BAND_BYTES // max(1, row)))
