@@ -20,8 +20,14 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core.caching import FunctionCache
+from numba.core.cpu_options import ParallelOptions
 
 from minicnn.ops import vector
+
+# Numba's own ideas of what may run in parallel, or before a loop that it thinks independent: it
+# does not see what a function called in the loop writes, and moved a read of that to the front.
+_IDEAS = "comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"
+PRANGE_ALONE: Any = ParallelOptions(dict.fromkeys(_IDEAS, False))
 
 ALIGN = 64  # bytes: a vector in a buffer never straddles two cache lines
 
@@ -37,12 +43,15 @@ def kernel(parallel: bool = False, inline: bool = False) -> Callable[[Callable[.
 
     Arithmetic is IEEE: no fastmath, and a division by zero gives an infinity. With `inline`, LLVM
     puts the function into its callers: a call costs some 0.1 us where a plan of many arrays is
-    handed over.
+    handed over. A parallel kernel does in parallel what `numba.prange` says, and nothing else.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher: Any = numba.njit(
-            function, parallel=parallel, forceinline=inline, error_model="numpy"
+            function,
+            parallel=PRANGE_ALONE if parallel else False,
+            forceinline=inline,
+            error_model="numpy",
         )
         try:
             dispatcher._cache = _Cache(function)
