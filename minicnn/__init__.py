@@ -30,6 +30,7 @@ from minicnn.layers import (
     Softplus,
     Tanh,
 )
+from minicnn.trace import trace
 from minicnn.train import Callback, Trainer, predict
 
 __version__ = "0.1.0"
@@ -72,5 +73,6 @@ __all__ = [
     "schedules",
     "to_cpu",
     "to_gpu",
+    "trace",
     "use",
 ]

@@ -12,10 +12,11 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+V = TypeVar("V")
 Array = Any  # numpy.ndarray or cupy.ndarray: dtype and device follow the input
 
 VERSIONS = ("reference", "numpy", "numba", "cupy")
@@ -70,6 +71,11 @@ class use:
         _chosen = self._previous
 
 
+def chosen() -> str | None:
+    """Return the version set with `use`, or None."""
+    return _chosen
+
+
 @contextmanager
 def prefer(version: str) -> Iterator[None]:
     """Let NumPy arrays run `version` inside the block unless `use` has chosen another.
@@ -97,7 +103,7 @@ def _thread_pools() -> Any:
     return ThreadpoolController()
 
 
-def pick(op: str, versions: Mapping[str, Version], x: Array) -> Version:
+def pick(op: str, versions: Mapping[str, V], x: Array) -> V:
     """Return the version of `op` that runs on the array `x`.
 
     Raises

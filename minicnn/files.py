@@ -14,6 +14,19 @@ from pathlib import Path
 STALE_SECONDS = 24 * 3600
 
 
+def sweep(folder: Path, name: str = "*", age: float = STALE_SECONDS) -> None:
+    """Remove what killed processes left of their files `name`, if it is `age` seconds old.
+
+    A younger file may be another process's work at hand; a caller that has the folder to itself
+    says 0. The name ``"*"`` stands for all files.
+    """
+    pattern = "*" if name == "*" else glob.escape(name)
+    for stale in folder.glob(f".{pattern}.{'[0-9a-f]' * 32}.part"):
+        with suppress(FileNotFoundError):  # another process may be sweeping too
+            if time.time() - stale.stat().st_mtime >= age:
+                stale.unlink()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BufferedRandom]:
     """Open a new file that takes the place of `path` when the block ends well.
@@ -23,10 +36,7 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a folder {path.parent}, got none")
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with suppress(FileNotFoundError):  # another process may be sweeping too
-            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-                stale.unlink()
+    sweep(path.parent, path.name)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(part, "x+b") as file:

@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from minicnn.backend import Array, array_module, to_cpu
+from minicnn.backend import Array, array_module, is_cupy, pick, to_cpu
 from minicnn.shapes import check_shape, number
 
 __all__ = [
@@ -28,11 +28,34 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "adam_update",
+    "all_finite",
     "clip_grad_norm",
     "clip_grad_value",
     "rmsprop_update",
     "sgd_update",
 ]
+
+
+def all_finite(a: Array) -> bool:
+    """Tell whether no number of `a` is NaN or infinite."""
+    return _version("all_finite", a)(a)
+
+
+def _all_finite(a: Array) -> bool:
+    return bool(array_module(a).isfinite(a).all())
+
+
+def _version(name: str, a: Array) -> Callable[..., Any]:
+    """Return the NumPy or the Numba version of a function on parameters, for the array `a`."""
+
+    def numba(*args: Any, **kwargs: Any) -> Any:
+        from minicnn import optim_numba  # imports Numba: only when asked for
+
+        return getattr(optim_numba, name)(*args, **kwargs)
+
+    numpy = _all_finite if name == "all_finite" else globals()[name]
+    in_order = is_cupy(a) or a.flags.c_contiguous
+    return pick(name, {"numpy": numpy, "numba": numba} if in_order else {"numpy": numpy}, a)
 
 
 class HasParams(Protocol):
@@ -242,7 +265,7 @@ class SGD(Optimizer):
         super().__init__(model, lr, ["momentum_buffer"] if momentum else [])
 
     def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
-        sgd_update(
+        _version("sgd_update", p)(
             p,
             g,
             state.get("momentum_buffer"),
@@ -337,7 +360,7 @@ class Adam(Optimizer):
         super().__init__(model, lr, [*slots, "max_exp_avg_sq"] if amsgrad else slots)
 
     def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
-        adam_update(
+        _version("adam_update", p)(
             p,
             g,
             state["exp_avg"],
@@ -476,7 +499,7 @@ class RMSprop(Optimizer):
         super().__init__(model, lr, slots)
 
     def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
-        rmsprop_update(
+        _version("rmsprop_update", p)(
             p,
             g,
             state["square_avg"],

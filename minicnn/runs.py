@@ -6,17 +6,23 @@
       config.json          data set, classes, network, all options, versions
       history.jsonl        one JSON object an epoch
       weights.safetensors  after the last whole epoch
+      best.safetensors     weights after the epoch with the best test accuracy
+      checkpoint-00000120.safetensors
+                           all that the training goes on from, after 120 updates; the last few
       curves.png confusion.png filters.png mistakes.png
 
-Every file is replaced as a whole, so a crash leaves the state after the last epoch.
+Every file is replaced as a whole, so a crash leaves what was written last.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import platform
+import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +33,7 @@ from typing import IO, Any
 from minicnn import checkpoint, models, ops
 from minicnn.data import DATASETS, Dataset, load, load_folder
 from minicnn.data.folder import Switch
-from minicnn.files import replacing
+from minicnn.files import replacing, sweep
 from minicnn.layers import Sequential
 from minicnn.shapes import Pair, integer, number, pair
 from minicnn.train import Callback, Loss, Trainer
@@ -38,7 +44,9 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
-CONFIG, HISTORY, WEIGHTS, LOCK = "config.json", "history.jsonl", "weights.safetensors", ".lock"
+CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", ".lock"
+WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
+CHECKPOINTS = "checkpoint-*.safetensors"  # with the number of updates, in 8 digits
 
 MODELS = {"mnist_cnn": models.mnist_cnn}
 
@@ -62,7 +70,9 @@ class Config:
     invert, crop : bool or "auto"
         How `read_picture` has to bring a new picture into the form of the data set.
     options, versions : dict
-        For people and bug reports: the other settings of the training, and what it ran on.
+        The other settings of the training, which it is resumed with, and what it ran on.
+    data_sha256 : str
+        Of the training data, which must not change before the training is resumed.
     """
 
     dataset: str
@@ -75,6 +85,7 @@ class Config:
     crop: Switch = False
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    data_sha256: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Config:
@@ -210,6 +221,46 @@ class Run:
         checkpoint.load(model, self.folder / WEIGHTS)
         return model
 
+    def checkpoints(self) -> list[Path]:
+        """Files of `checkpoint.save_training`, the one after the most updates last."""
+        return sorted(self.folder.glob(CHECKPOINTS))
+
+    def write_checkpoint(self, trainer: Trainer, keep: int) -> Path:
+        """Write a checkpoint, leave the last `keep` of them, and return the path of the new one."""
+        step = trainer.optimizer.step_count
+        path = self.folder / CHECKPOINTS.replace("*", f"{step:08}")
+        checkpoint.save_training(trainer, path)
+        for old in self.checkpoints()[:-keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def restore(self, trainer: Trainer) -> None:
+        """Let the trainer go on from the last checkpoint, or from an older one if it is damaged.
+
+        A run that was ended before its first checkpoint begins anew.
+
+        Raises
+        ------
+        ValueError
+            If no checkpoint is whole, or the trainer is not like the one that wrote it.
+        FileNotFoundError
+            If there are results but no checkpoint.
+        """
+        paths = self.checkpoints()
+        if not paths and (self.folder / HISTORY).exists():
+            raise FileNotFoundError(
+                f"{self.folder}: expected a {CHECKPOINTS} to go on from, got none "
+                "(earlier versions kept none); start a new run"
+            )
+        for path in reversed(paths):
+            try:
+                checkpoint.load_training(trainer, path)
+                return
+            except checkpoint.DamagedError as error:
+                if path == paths[0]:
+                    raise
+                warnings.warn(f"{error}; an earlier checkpoint is used", stacklevel=2)
+
     def write_config(self, config: Config) -> None:
         """Write ``config.json``."""
         self.config = config
@@ -231,8 +282,16 @@ class Run:
         return path
 
 
-class KeepEpochs(Callback):
-    """Writes the weights and the history of a run after each epoch.
+class KeepRun(Callback):
+    """Writes what there is of a run: weights and history after each epoch, and checkpoints.
+
+    Parameters
+    ----------
+    run : Run
+    every : int
+        Updates from one checkpoint to the next; 0 for one after each epoch alone.
+    keep : int
+        Checkpoints that stay, at least 1.
 
     Attributes
     ----------
@@ -240,14 +299,55 @@ class KeepEpochs(Callback):
         Epochs that are safe on the disk.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, every: int = 0, keep: int = 2) -> None:
         self.run = run
+        self.every = integer("KeepRun", "every", every, 0)
+        self.keep = integer("KeepRun", "keep", keep, 1)
         self.kept = 0
 
-    def on_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
-        checkpoint.save(trainer.model, self.run.folder / WEIGHTS)
-        self.run.write_history(trainer.history)
+    def begin(self, trainer: Trainer) -> None:
+        """Write the first checkpoint, so that a disk that takes none is noticed before the work.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, or there is no room for the files that will follow.
+        """
         self.kept = len(trainer.history)
+        path = self.run.write_checkpoint(trainer, self.keep)
+        # Later files come beside it: further checkpoints, and twice the weights, each smaller.
+        needed = path.stat().st_size * (self.keep + 2)
+        free = shutil.disk_usage(self.run.folder).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"expected {needed:,} bytes of free space for checkpoints and weights, "
+                f"got {free:,}",
+                str(self.run.folder),
+            )
+
+    def on_step(self, trainer: Trainer, loss: float) -> None:
+        if self.every and trainer.optimizer.step_count % self.every == 0:
+            self.run.write_checkpoint(trainer, self.keep)
+
+    def on_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        folder, history = self.run.folder, trainer.history
+        checkpoint.save(trainer.model, folder / WEIGHTS)
+        if len(history) == 1 + max(range(len(history)), key=lambda i: _merit(history[i])):
+            checkpoint.save(trainer.model, folder / BEST)
+        self.run.write_history(history)
+        # Last, so that a crash before it has this epoch's end done again, and all files with it.
+        self.run.write_checkpoint(trainer, self.keep)
+        self.kept = len(history)
+
+
+def _merit(record: Mapping[str, float]) -> tuple[float, float]:
+    """By what the best epoch is chosen; the first of equals wins, and NaN is worst."""
+    accuracy, loss = (record.get(name, math.nan) for name in ("test_accuracy", "test_loss"))
+    return (
+        -math.inf if math.isnan(accuracy) else accuracy,
+        -math.inf if math.isnan(loss) else -loss,
+    )
 
 
 @contextmanager
@@ -264,31 +364,60 @@ def new_run(folder: str | os.PathLike[str]) -> Iterator[Run]:
         If the folder cannot be made or written to.
     """
     run = Run(folder)
+    with _alone(run.folder, "; choose another --out"):
+        # A run that ended before its first update left a checkpoint that is worth nothing.
+        first = run.folder / CHECKPOINTS.replace("*", "0" * 8)
+        for path in (run.folder / WEIGHTS, run.folder / HISTORY, *run.checkpoints()):
+            if path.exists() and path != first:
+                raise FileExistsError(
+                    f"{run.folder}: expected a new folder, got one that holds a run "
+                    f"({path.name}); choose another --out, or go on with --resume"
+                )
+        first.unlink(missing_ok=True)
+        yield run
+
+
+@contextmanager
+def resume_run(folder: str | os.PathLike[str]) -> Iterator[Run]:
+    """Open the folder of a run to go on with it, and keep other processes out inside the block.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder holds no run, or its ``config.json`` is damaged.
+    FileExistsError
+        If another process is at work in it.
+    OSError
+        If the folder cannot be written to.
+    """
+    run = Run(folder)
+    _ = run.config  # before a lock file is written into a folder that is no run's
+    with _alone(run.folder):
+        yield run
+
+
+@contextmanager
+def _alone(folder: Path, fix: str = "") -> Iterator[None]:
+    """Make a folder if there is none, lock it, and sweep out what killed processes left."""
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / LOCK).touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
     except OSError as error:
         raise OSError(
-            f"{run.folder}: expected a folder that can be written to, got: {error.strerror}; "
-            "choose another --out"
+            f"{folder}: expected a folder that can be written to, got: {error.strerror}{fix}"
         ) from error
-    lock = _lock(run.folder)
+    lock = _lock(folder, fix)
     try:
-        for name in (WEIGHTS, HISTORY):
-            if (run.folder / name).exists():
-                raise FileExistsError(
-                    f"{run.folder}: expected a new folder, got one that holds a run ({name}); "
-                    "choose another --out"
-                )
-        yield run
+        sweep(folder, age=0)
+        yield
     finally:
         with lock, suppress(OSError):
-            (run.folder / LOCK).unlink()
+            (folder / LOCK).unlink()
         with suppress(OSError):  # as a rule something is in it
-            run.folder.rmdir()
+            folder.rmdir()
 
 
-def _lock(folder: Path) -> IO[str]:
+def _lock(folder: Path, fix: str) -> IO[str]:
     """Open the lock file of a folder, alone.
 
     The system gives the lock back when a process ends, however it ends, so a lock file that a
@@ -306,7 +435,7 @@ def _lock(folder: Path) -> IO[str]:
                 holder = file.read() or "another process"
             raise FileExistsError(
                 f"{folder}: expected a folder for this run alone, got one in which {holder} "
-                "is at work; choose another --out"
+                f"is at work{fix}"
             ) from None
         except OSError:  # a file system without locks
             pass

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn import ops
-from minicnn.backend import Array, array_module, prefer
+from minicnn.backend import Array, array_module
 from minicnn.data import Batches, Dataset
+from minicnn.interrupts import deferred
 from minicnn.layers import Layer, Sequential
-from minicnn.optim import Optimizer, clip_grad_norm
+from minicnn.optim import Optimizer, all_finite, clip_grad_norm
+from minicnn.plan import Plan, plan_of, running
 from minicnn.schedules import Schedule
 from minicnn.shapes import integer, number
 
@@ -91,6 +93,12 @@ class Trainer:
         Learning rate by number of updates made, see `minicnn.schedules`; else the optimiser's.
     clip_norm : float, optional
         Largest norm of all gradients together.
+    fused : bool
+        Let fused CPU kernels run several layers in one go where they can; `plan` shows which.
+        The result is the same up to rounding.
+    winograd : bool
+        Let them multiply convolutions out by Winograd's method where it is faster. Its rounding
+        errors are some ten times as large, see `minicnn.ops.conv2d_winograd`.
 
     Attributes
     ----------
@@ -98,7 +106,8 @@ class Trainer:
         A record an epoch: epoch, step, lr, train_loss, train_accuracy, test_loss,
         test_accuracy, seconds.
     position : Position
-        Where training stands; with the optimiser's state all that `fit` needs to go on.
+        Where training stands; with the model's and the optimiser's state all that `fit` needs
+        to go on. `checkpoint.save_training` keeps them together.
     stop : bool
         Set by a callback to end `fit` after the batch at hand.
 
@@ -121,6 +130,8 @@ class Trainer:
         loss: str | Loss = "cross_entropy",
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
+        fused: bool = True,
+        winograd: bool = True,
     ) -> None:
         if isinstance(loss, str):
             if loss not in LOSSES:
@@ -139,6 +150,7 @@ class Trainer:
             number("Trainer", "clip_norm", clip_norm, gt=0)
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.schedule, self.clip_norm = schedule, clip_norm
+        self.fused, self.winograd = fused, winograd
         self.history: list[dict[str, float]] = []
         self.position = Position()
         self.stop = False
@@ -164,9 +176,11 @@ class Trainer:
         ValueError
             If there is no sample, or no label that counts.
 
-        After an error the parameters and the running statistics are as they were.
+        After an error the parameters, the running statistics and the layers' random generators
+        are as they were. Ctrl-C waits until the update is whole.
         """
-        return self._step(x, y)[0]
+        with deferred():
+            return self._step(x, y)[0]
 
     def _step(self, x: Array, y: Array) -> tuple[float, Array]:
         if not _count(y):
@@ -175,34 +189,45 @@ class Trainer:
             )
         buffers = [a for _, layer in self.model.modules() for a in layer.buffers.values()]
         before = [a.copy() for a in buffers]
+        generators = [rng.bit_generator for _, rng in self.model.named_generators()]
+        states = [generator.state for generator in generators]
         try:
             return self._update(x, y)
         except BaseException:
             for a, value in zip(buffers, before):
                 a[...] = value
+            for generator, state in zip(generators, states):
+                generator.state = state
             raise
 
     def _update(self, x: Array, y: Array) -> tuple[float, Array]:
-        loss_forward, loss_backward = self.loss
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.optimizer.step_count)
         self.model.train()
-        self.model.zero_grad()
         # Overflow warnings would say less, and earlier, than the check of loss and gradients.
-        with prefer("numba"), np.errstate(all="ignore"):
-            outputs, caches = self.model.forward(x)
-            value, cache = loss_forward(outputs, y)
-            loss = float(value)
+        with running(self.model, x, self.fused, self.winograd) as plan, np.errstate(all="ignore"):
+            outputs = plan.forward(x, training=True)
+            loss, gradient = self._loss_and_gradient(outputs, y, plan)
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}", x)
-            self.model.backward(loss_backward(array_module(value).ones_like(value), cache), caches)
+            plan.backward(gradient())
             for name, _, g in self.model.named_params():
-                if not array_module(g).isfinite(g).all():
+                if not all_finite(g):
                     self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
             if self.clip_norm is not None:
                 clip_grad_norm(self.model, self.clip_norm)
             self.optimizer.step()
         return loss, outputs
+
+    def _loss_and_gradient(
+        self, outputs: Array, y: Array, plan: Plan
+    ) -> tuple[float, Callable[[], Array]]:
+        """Return the loss and a function that gives its gradient to the outputs."""
+        if plan.fused and self.loss is LOSSES["cross_entropy"] and _plain_labels(outputs, y):
+            return plan.cross_entropy(outputs, y)
+        forward, backward = self.loss
+        value, cache = forward(outputs, y)
+        return float(value), lambda: backward(array_module(value).ones_like(value), cache)
 
     def _refuse(self, what: str, x: Array) -> None:
         raise NonFiniteError(
@@ -275,9 +300,10 @@ class Trainer:
         classes = batches.y.dtype.kind in "iu"
         with _EpochBar(f"epoch {at.epoch + 1}/{last}", len(batches), at.batch, progress) as bar:
             for x, y in batches.epoch(at.epoch, start=at.batch):
-                loss, outputs = self._step(x, y)
-                at.add(loss, _count_correct(outputs, y), _count(y))
-                at.seconds = time.perf_counter() - began
+                with deferred():  # the parameters and the position go together
+                    loss, outputs = self._step(x, y)
+                    at.add(loss, _count_correct(outputs, y), _count(y))
+                    at.seconds = time.perf_counter() - began
                 bar.advance(at.metrics(classes))
                 for callback in callbacks:
                     callback.on_step(self, loss)
@@ -296,8 +322,9 @@ class Trainer:
             "test_accuracy": tested.accuracy,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        self.history.append(record)
-        self.position = Position(at.epoch + 1)
+        with deferred():
+            self.history.append(record)
+            self.position = Position(at.epoch + 1)
         for callback in callbacks:
             callback.on_epoch(self, record)
 
@@ -319,20 +346,27 @@ class Trainer:
         total = Position()
         batches = Batches(data, batch_size, shuffle=False)
         classes = batches.y.dtype.kind in "iu"
-        with prefer("numba"), np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             for x, y in batches:
                 if _count(y):
-                    outputs = self.model(x)
-                    loss, _ = self.loss[0](outputs, y)
+                    with running(self.model, x, self.fused, self.winograd) as plan:
+                        outputs = plan.forward(x, training=False)
+                        loss, _ = self.loss[0](outputs, y)
                     total.add(float(loss), _count_correct(outputs, y), _count(y))
         return total.metrics(classes)
 
     def predict(self, x: Array, batch_size: int = 256) -> Array:
         """Return the model's outputs for `x`; see `predict`."""
-        return predict(self.model, x, batch_size)
+        return predict(self.model, x, batch_size, self.fused, self.winograd)
+
+    def plan(self) -> Plan:
+        """Return how the model runs: which layers in one go and by which kernels; print it."""
+        return plan_of(self.model, self.fused, self.winograd)
 
 
-def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
+def predict(
+    model: Layer, x: Array, batch_size: int = 256, fused: bool = True, winograd: bool = True
+) -> Array:
     """Run a model over many samples, in batches.
 
     Parameters
@@ -340,6 +374,8 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
     model : Layer
     x : array, shape (N, ...)
     batch_size : int
+    fused, winograd : bool
+        As for `Trainer`.
 
     Returns
     -------
@@ -347,9 +383,27 @@ def predict(model: Layer, x: Array, batch_size: int = 256) -> Array:
         Outputs in evaluation mode: logits for the reference network.
     """
     step = integer("predict", "batch_size", batch_size, 1)
-    with prefer("numba"), np.errstate(all="ignore"):
-        parts = [model(x[i : i + step]) for i in range(0, max(len(x), 1), step)]
-    return array_module(x).concatenate(parts)
+    y: Array = None
+    with np.errstate(all="ignore"):
+        for i in range(0, max(len(x), 1), step):
+            with running(model, x[i : i + step], fused, winograd) as plan:
+                part = plan.forward(x[i : i + step], training=False)
+                if y is None:
+                    y = array_module(part).empty((len(x), *part.shape[1:]), part.dtype)
+                y[i : i + step] = part
+    return y
+
+
+def _plain_labels(outputs: Array, y: Array) -> bool:
+    """Tell whether there is one valid class for each row: nothing to ignore or to refuse."""
+    return bool(
+        outputs.ndim == 2
+        and isinstance(y, np.ndarray)
+        and y.dtype == np.int64
+        and y.shape == outputs.shape[:1]
+        and y.min() >= 0
+        and y.max() < outputs.shape[1]
+    )
 
 
 def _count(y: Array) -> int:

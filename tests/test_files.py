@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minicnn.files import STALE_SECONDS, replacing
+from minicnn.files import STALE_SECONDS, replacing, sweep
 
 
 def write(path, content):
@@ -62,13 +62,22 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_remains_of_a_killed_write_are_swept_after_a_day(tmp_path):
-    old, new, other = (tmp_path / f".{name}.part" for name in ("a[1].x", "a[1].y", "b.x"))
+    hexes = f"{'0' * 32}", f"{'f' * 32}"
+    old, new = (tmp_path / f".a[1].{end}.part" for end in hexes)
+    other = tmp_path / f".b.{hexes[0]}.part"
     for path in (old, new, other):
         path.touch()
     for path in (old, other):
         os.utime(path, (0, time.time() - STALE_SECONDS - 60))
     write(tmp_path / "a[1]", b"")
     assert set(tmp_path.iterdir()) == {tmp_path / "a[1]", new, other}
+
+
+def test_who_has_the_folder_alone_sweeps_all_at_once(tmp_path):
+    for name in (f".a.{'0' * 32}.part", f".b.{'c' * 32}.part", "a.part", ".mine.part"):
+        (tmp_path / name).touch()
+    sweep(tmp_path, age=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.part", "a.part"]
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -3,7 +3,9 @@ import re
 import numpy as np
 import pytest
 
+import minicnn as mc
 from minicnn import optim, to_cpu, to_gpu
+from minicnn.backend import prefer
 from strategies import LAYOUTS, laid_out
 
 WRITABLE = [layout for layout in LAYOUTS if layout not in ("read-only", "big-endian")]
@@ -586,3 +588,50 @@ def test_clip_refuses_a_bad_limit(clip, limit):
     with pytest.raises(ValueError, match=rf"^{clip.__name__}: \w+: expected a .*number > 0, got"):
         clip(model, limit)
     assert_equal(model.grads, before)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: optim.SGD(m, lr=0.1),
+        lambda m: optim.SGD(m, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.01),
+        lambda m: optim.SGD(m, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+        lambda m: optim.Adam(m, weight_decay=0.1),
+        lambda m: optim.Adam(m, amsgrad=True),
+        lambda m: optim.AdamW(m),
+        lambda m: optim.RMSprop(m, weight_decay=0.1),
+        lambda m: optim.RMSprop(m, centered=True, momentum=0.9),
+    ],
+)
+def test_numba_updates_are_those_of_numpy_to_the_last_bit(make, dtype):
+    pytest.importorskip("numba", reason="Numba is not installed")
+    pairs = []
+    for version in ("numpy", "numba"):
+        model = mc.Sequential(
+            mc.Linear(130, 150, rng=0, dtype=dtype), mc.Linear(3, 5, rng=1, dtype=dtype)
+        )
+        optimizer = make(model)
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            for _, _, g in model.named_params():
+                g[...] = rng.standard_normal(g.shape)
+            with prefer(version):
+                optimizer.step()
+        pairs.append(model.state_dict() | optimizer.state_dict())
+    for name, a in pairs[0].items():
+        np.testing.assert_array_equal(pairs[1][name], a, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [1, 15, 40_000])
+def test_all_finite(size):
+    pytest.importorskip("numba", reason="Numba is not installed")
+    for version in ("numpy", "numba"):
+        with prefer(version):
+            a = np.ones(size, np.float32)
+            assert optim.all_finite(a)
+            for bad in (np.nan, np.inf, -np.inf):
+                for at in (0, size // 2, size - 1):
+                    a[at] = bad
+                    assert not optim.all_finite(a)
+                    a[at] = 1

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ import pytest
 
 from minicnn import checkpoint, runs
 from minicnn.data import Dataset
-from minicnn.runs import Config, KeepEpochs, Run, latest, new_run
+from minicnn.optim import SGD
+from minicnn.runs import Config, KeepRun, Run, latest, new_run, resume_run
+from minicnn.train import Trainer
 
 
 def config(**changes):
@@ -147,20 +150,108 @@ def test_data_that_does_not_fit_the_run(shape, classes, message, monkeypatch):
         config().load("test")
 
 
-def test_epochs_are_kept_as_they_come(tmp_path):
-    class Stub:
-        model = config().build(3)
-        history = [{"epoch": 1}]  # noqa: RUF012
+# ------------------------------------------------------------ checkpoints
 
-    run = Run(tmp_path)
+
+def trainer_in(folder, seed=3):
+    run = Run(folder)
     run.write_config(config())
-    keep = KeepEpochs(run)
+    model = run.config.build(seed)
+    return run, Trainer(model, SGD(model, lr=0.1))
+
+
+def epoch(trainer, keep, accuracy):
+    trainer.optimizer.step()
+    trainer.history.append({"epoch": len(trainer.history) + 1, "test_accuracy": accuracy})
+    for _, p, _ in trainer.model.named_params():
+        p += 1
+    keep.on_epoch(trainer, trainer.history[-1])
+
+
+def names(folder, pattern="*"):
+    return sorted(path.name for path in folder.glob(pattern))
+
+
+def test_epochs_are_kept_as_they_come(tmp_path):
+    run, trainer = trainer_in(tmp_path)
+    keep = KeepRun(run)
     assert keep.kept == 0
-    keep.on_epoch(Stub, Stub.history[-1])
+    epoch(trainer, keep, 0.5)
     assert keep.kept == 1
-    assert run.read_history() == Stub.history
+    assert run.read_history() == trainer.history
     x = np.ones((1, 1, 16, 16), np.float32)
-    np.testing.assert_array_equal(run.load_model()(x), Stub.model(x))
+    np.testing.assert_array_equal(run.load_model()(x), trainer.model(x))
+
+
+def test_the_best_epoch_is_kept_too(tmp_path):
+    """The first of two equals; an epoch without a test is never better."""
+    run, trainer = trainer_in(tmp_path)
+    keep, biases = KeepRun(run), []
+    for accuracy in (math.nan, 0.5, 0.8, 0.7, 0.8, math.nan):
+        epoch(trainer, keep, accuracy)
+        biases.append(checkpoint.load_arrays(tmp_path / "best.safetensors")["0.bias"][0])
+    first = biases[0]
+    assert [b - first for b in biases] == pytest.approx([0, 1, 2, 2, 2, 2])
+
+
+def test_the_last_checkpoints_stay(tmp_path):
+    run, trainer = trainer_in(tmp_path)
+    keep = KeepRun(run, every=2, keep=3)
+    keep.begin(trainer)
+    for _ in range(9):
+        trainer.optimizer.step()
+        keep.on_step(trainer, 0.0)
+    expected = [f"checkpoint-{n:08}.safetensors" for n in (4, 6, 8)]
+    assert names(tmp_path, "checkpoint*") == expected
+    assert [path.name for path in run.checkpoints()] == expected
+    again = trainer_in(tmp_path, seed=4)[1]
+    run.restore(again)
+    assert again.optimizer.step_count == 8
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    run, trainer = trainer_in(tmp_path)
+    for _ in range(2):
+        trainer.optimizer.step()
+        path = run.write_checkpoint(trainer, keep=2)
+    path.write_bytes(path.read_bytes()[:-1])
+    again = trainer_in(tmp_path, seed=4)[1]
+    with pytest.warns(UserWarning, match="00002.* got: .*; an earlier checkpoint is used"):
+        run.restore(again)
+    assert again.optimizer.step_count == 1
+    run.checkpoints()[0].write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="earlier"),
+        pytest.raises(checkpoint.DamagedError, match="00001"),
+    ):
+        run.restore(again)
+
+
+def test_another_trainer_is_no_reason_to_try_an_older_checkpoint(tmp_path):
+    run, trainer = trainer_in(tmp_path)
+    for _ in range(2):
+        trainer.optimizer.step()
+        run.write_checkpoint(trainer, keep=2)
+    trainer.clip_norm = 1.0
+    with pytest.raises(ValueError, match=r"00002.*clip_norm: expected a trainer with None"):
+        run.restore(trainer)
+
+
+def test_a_run_without_checkpoints(tmp_path):
+    run, trainer = trainer_in(tmp_path)
+    run.restore(trainer)  # ended before its first one
+    assert trainer.optimizer.step_count == 0
+    run.write_history([{"epoch": 1}])
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint-.*, got none"):
+        run.restore(trainer)
+
+
+def test_too_little_room_is_noticed_at_the_start(tmp_path, monkeypatch):
+    run, trainer = trainer_in(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"expected [\d,]+ bytes of free space .*, got 20,000"):
+        KeepRun(run).begin(trainer)
 
 
 # ------------------------------------------------------------ who may write
@@ -191,6 +282,44 @@ def test_results_are_never_overwritten(name, tmp_path):
         pass
     assert (tmp_path / name).read_text() == "results"
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_checkpoints_are_results_unless_nothing_was_done_yet(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "checkpoint-00000000.safetensors").touch()
+    with new_run(tmp_path):
+        assert names(tmp_path) == [".lock", "notes.txt"]
+    (tmp_path / "checkpoint-00000007.safetensors").touch()
+    with (
+        pytest.raises(FileExistsError, match=r"\(checkpoint-00000007.safetensors\); choose"),
+        new_run(tmp_path),
+    ):
+        pass
+    assert names(tmp_path) == ["checkpoint-00000007.safetensors", "notes.txt"]
+
+
+def test_only_a_run_is_resumed_and_by_one_process(tmp_path):
+    with pytest.raises(FileNotFoundError, match="got no config"), resume_run(tmp_path / "none"):
+        pass
+    assert not (tmp_path / "none").exists()
+    finished(tmp_path / "r")
+    before = names(tmp_path / "r")
+    with (
+        resume_run(tmp_path / "r"),
+        pytest.raises(FileExistsError, match=f"process {os.getpid()} on .* is at work$"),
+        resume_run(tmp_path / "r"),
+    ):
+        pass
+    assert names(tmp_path / "r") == before
+
+
+def test_what_killed_writes_left_is_swept_at_the_start(tmp_path):
+    finished(tmp_path / "r")
+    before = names(tmp_path / "r")
+    (tmp_path / "r" / f".weights.safetensors.{'0a' * 16}.part").touch()
+    (tmp_path / "r" / ".mine.part").touch()
+    with resume_run(tmp_path / "r"):
+        assert names(tmp_path / "r") == sorted([*before, ".lock", ".mine.part"])
 
 
 def test_a_folder_of_other_things_may_be_used(tmp_path):

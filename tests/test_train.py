@@ -250,6 +250,15 @@ def test_an_error_leaves_the_running_statistics_too():
             np.testing.assert_array_equal(a, before[name])
 
 
+def test_an_error_leaves_the_random_generators_too():
+    model = Sequential(Flatten(), Dropout(0.5, rng=0), Linear(16, 2, rng=0))
+    trainer, (x, y) = trainer_for(model), toy(8)
+    before = model[1].rng.bit_generator.state
+    with pytest.raises(NonFiniteError):
+        trainer.step(np.full_like(x, np.nan), y)
+    assert model[1].rng.bit_generator.state == before
+
+
 def test_a_non_finite_output_is_found_inside_a_residual_block():
     rng = np.random.default_rng(0)
     body = Sequential(ReLU(), Conv2d(1, 1, 3, padding=1, rng=rng))

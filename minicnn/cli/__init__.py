@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Sequence
 
 import minicnn
-from minicnn.cli import evaluate, export, info, predict, summary, train
+from minicnn.cli import evaluate, export, gradcheck, info, predict, summary, train
 from minicnn.cli.options import Parser, UsageError
 from minicnn.cli.text import complain
 
 __all__ = ["main"]
 
-COMMANDS = (train, evaluate, predict, summary, export, info)
+COMMANDS = (train, evaluate, predict, summary, export, gradcheck, info)
 
 EPILOG = """\
 examples:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from minicnn.cli.options import UsageError
 from minicnn.data import DATASETS
 from minicnn.data.folder import Switch
 from minicnn.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-from minicnn.runs import RUNS
+from minicnn.runs import RUNS, Config
+
+# What holds for every data set, and what another part of a run may be done with.
+GENERAL = {"dataset": "digits", "warmup": 0, "seed": 0, "device": "auto"}
+FREE = {"device": "auto", "checkpoint_every": 100, "keep": 2}
 
 
 class Recipe(NamedTuple):
@@ -73,6 +78,7 @@ def settings_text(settings: dict[str, float]) -> str:
 
 def settle(args: argparse.Namespace) -> None:
     """Refuse options that do not fit together, and fill in those that were left out."""
+    _fill(args, GENERAL | FREE)
     named = args.dataset in DATASETS
     recipe = RECIPES[args.dataset if named else FOLDER]
     optimizer = args.optimizer or recipe.optimizer
@@ -92,14 +98,61 @@ def settle(args: argparse.Namespace) -> None:
         )
 
     lr = recipe.lr if optimizer == recipe.optimizer else settings["lr"]
-    for name, value in (settings | recipe._asdict() | {"lr": lr}).items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
+    _fill(args, settings | recipe._asdict() | {"lr": lr})
     args.image_size = (args.image_size[0], args.image_size[-1])
     if not named:
         args.dataset = os.path.abspath(args.dataset)
     if args.out is None:
         args.out = RUNS / f"{Path(args.dataset).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def recall(args: argparse.Namespace, config: Config) -> None:
+    """Fill in the options of a run that goes on, and refuse others than it began with.
+
+    Raises
+    ------
+    UsageError
+        If an option was given another value.
+    ValueError
+        If the run's ``config.json`` lacks an option or has one that cannot be.
+    """
+    if args.out is not None:
+        _refuse("out", "--resume, which goes on in the folder of the run")
+    given = dict(vars(args), out=args.resume)
+    if given["image_size"]:
+        given["image_size"] = [given["image_size"][0], given["image_size"][-1]]
+    if given["dataset"] and given["dataset"] not in DATASETS:
+        given["dataset"] = os.path.abspath(given["dataset"])
+    for name, value in given.items():
+        if name in ("command", "resume", "debug", "quiet", "out"):
+            continue
+        if name not in config.options:
+            raise ValueError(
+                f"{args.resume / 'config.json'}: options: expected {name}, got none; "
+                "start a new run"
+            )
+        own = config.options[name]
+        if value is None:
+            setattr(args, name, own)
+        elif name not in FREE and value != own:
+            raise UsageError(
+                f"argument --{name.replace('_', '-')}: expected {own}, with which the run in "
+                f"{args.resume} began, got {value} (fix: leave it out)"
+            )
+    args.out = args.resume
+    if args.optimizer not in OPTIMIZERS:
+        raise ValueError(
+            f"{args.resume / 'config.json'}: options: optimizer: expected one of "
+            f"{', '.join(OPTIMIZERS)}, got {args.optimizer!r}"
+        )
+    # These two stand beside the options too, where they have been checked.
+    args.image_size, args.channels = config.image_size, config.channels
+
+
+def _fill(args: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
 
 
 def _refuse(name: str, why: str) -> NoReturn:

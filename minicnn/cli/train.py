@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shlex
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn import info, ops, plots
+from minicnn import info, interrupts, ops, plots
 from minicnn.backend import to_cpu, to_gpu
 from minicnn.cli.options import (
     DATASET_HELP,
@@ -26,12 +29,19 @@ from minicnn.cli.options import (
     positive,
     share,
 )
-from minicnn.cli.recipes import OPTIMIZERS, by_data_set, by_optimizer, settings_text, settle
+from minicnn.cli.recipes import (
+    OPTIMIZERS,
+    by_data_set,
+    by_optimizer,
+    recall,
+    settings_text,
+    settle,
+)
 from minicnn.data import AUGMENTATIONS, Dataset, parse_augment
-from minicnn.runs import RUNS, Config, KeepEpochs, Run, load_split, new_run
+from minicnn.runs import RUNS, Config, KeepRun, Run, load_split, new_run, resume_run
 from minicnn.schedules import SCHEDULES, make_schedule
 from minicnn.shapes import size
-from minicnn.train import Trainer
+from minicnn.train import Callback, Trainer
 
 Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -44,13 +54,19 @@ defaults by optimizer, if another one is chosen than the data set's:
 {by_optimizer()}
 
 The folder of the run gets config.json, history.jsonl (a line for each epoch), the weights after
-each epoch, and at the end curves.png, confusion.png, filters.png and mistakes.png.
+the last epoch and the best one, the last checkpoints, and at the end curves.png, confusion.png,
+filters.png and mistakes.png.
+
+Ctrl-C and SIGTERM end the run after the update at hand, write a checkpoint and exit with 130 or
+143. --resume goes on with a run, whatever ended it, and comes to the same weights, bit for bit,
+as if nothing had happened. Its options are the run's own.
 
 examples:
   minicnn train --dataset digits
   minicnn train --dataset mnist --augment digits --epochs 20 --out runs/best
   minicnn train --dataset photos/ --image-size 32 --augment photos
   minicnn train --dataset digits --optimizer sgd --schedule cosine --warmup 50 --lr 0.1
+  minicnn train --resume runs/best
 """
 
 
@@ -66,6 +82,19 @@ def add(commands: Any) -> None:
     out.add_argument(
         "--out", type=Path, metavar="FOLDER", help=f"(default: {RUNS}/DATASET-DATE-TIME)"
     )
+    out.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder"
+    )
+    out.add_argument(
+        "--checkpoint-every",
+        type=index,
+        metavar="STEPS",
+        help="updates from one checkpoint to the next, beside the one after each epoch "
+        "(default: 100; 0: none)",
+    )
+    out.add_argument(
+        "--keep", type=count, metavar="N", help="checkpoints that stay, the last ones (default: 2)"
+    )
     out.add_argument("--quiet", action="store_true", help="print the result alone")
 
 
@@ -74,7 +103,6 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         "--dataset",
         metavar="NAME",
         type=dataset,
-        default="digits",
         help=f"{DATASET_HELP} (default: digits)",
     )
     data.add_argument(
@@ -113,7 +141,6 @@ def _add_training(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--warmup",
         type=index,
-        default=0,
         metavar="STEPS",
         help="updates over which the learning rate rises first (default: 0; onecycle has its own)",
     )
@@ -133,10 +160,10 @@ def _add_training(how: argparse._ArgumentGroup) -> None:
         "--seed",
         type=index,
         metavar="N",
-        default=0,
         help="fixes weights, order and augmentation (default: 0)",
     )
     add_device(how)
+    how.set_defaults(device=None)  # here, a choice that was left out and "auto" are two things
 
 
 def _augment(text: str) -> str:
@@ -148,27 +175,31 @@ def _augment(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and keep everything in a new folder."""
-    settle(args)
-    args.device = choose_device(args.device)
-    with new_run(args.out) as folder:
-        train, test = _load(args, folder)
-        trainer = _trainer(args, folder.config, len(train.y))
-        if not args.quiet:
-            print(_announcement(args, trainer, train, test), flush=True)
-        began = time.perf_counter()
-        keep = KeepEpochs(folder)
-        with _noting_what_is_kept(keep):
-            _fit(args, trainer, train, test, keep)
-            pictures = _draw(trainer, test, folder)
-        _report(args, trainer, pictures, time.perf_counter() - began)
-    return 0
+    """Train, and keep everything in a new folder or, to resume a run, in its own."""
+    if args.resume is None:
+        settle(args)
+        args.device = choose_device(args.device)
+        with new_run(args.out) as folder:
+            train = load_split(args.dataset, "train", args.image_size, args.channels)
+            config = _config(args, train)
+            test = config.load("test")
+            folder.write_config(config)
+            return _run(args, folder, train, test)
+    with resume_run(args.resume) as folder:
+        recall(args, folder.config)
+        args.device = choose_device(args.device)
+        train, test = folder.config.load("train"), folder.config.load("test")
+        if _digest(train) != folder.config.data_sha256:
+            raise ValueError(
+                f"{args.dataset} (train): expected the data that the run in {folder.folder} began "
+                "with, got others; start a new run"
+            )
+        return _run(args, folder, train, test)
 
 
-def _load(args: argparse.Namespace, folder: Run) -> tuple[Dataset, Dataset]:
-    """Load both splits, and write down what this run is."""
-    train = load_split(args.dataset, "train", args.image_size, args.channels)
-    config = Config(
+def _config(args: argparse.Namespace, train: Dataset) -> Config:
+    """What this run is."""
+    return Config(
         dataset=args.dataset,
         classes=train.classes,
         channels=args.channels,
@@ -176,12 +207,65 @@ def _load(args: argparse.Namespace, folder: Run) -> tuple[Dataset, Dataset]:
         label_smoothing=args.label_smoothing,
         invert=args.invert,
         crop=args.crop,
-        options={name: value for name, value in vars(args).items() if name != "command"},
+        options={k: v for k, v in vars(args).items() if k not in ("command", "resume")},
         versions=info.installed(),
+        data_sha256=_digest(train),
     )
-    test = config.load("test")
-    folder.write_config(config)
-    return train, test
+
+
+def _digest(data: Dataset) -> str:
+    digest = hashlib.sha256()
+    for a in (data.x, data.y):
+        digest.update(np.ascontiguousarray(a).data)
+    return digest.hexdigest()
+
+
+def _run(args: argparse.Namespace, folder: Run, train: Dataset, test: Dataset) -> int:
+    """Train from wherever the run stands, and return the exit status."""
+    trainer = _trainer(args, folder.config, len(train.y))
+    folder.restore(trainer)
+    if not args.quiet:
+        print(_announcement(args, trainer, train, test), flush=True)
+    began = time.perf_counter()
+    keep = KeepRun(folder, args.checkpoint_every, args.keep)
+    with _noting_what_is_kept(keep):
+        keep.begin(trainer)
+        with interrupts.caught() as received:
+            _fit(args, trainer, train, test, [keep, _StopOnSignal(received)])
+            if received:
+                folder.write_checkpoint(trainer, args.keep)
+        if received:
+            return _stopped(received[0], trainer, folder)
+        pictures = _draw(trainer, test, folder)
+    _report(args, trainer, pictures, time.perf_counter() - began)
+    return 0
+
+
+class _StopOnSignal(Callback):
+    """Ends the training after the step in which a signal came."""
+
+    def __init__(self, received: list[int]) -> None:
+        self.received = received
+
+    def on_step(self, trainer: Trainer, loss: float) -> None:
+        trainer.stop |= bool(self.received)
+
+    def on_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
+        trainer.stop |= bool(self.received)
+
+
+def _stopped(number: int, trainer: Trainer, folder: Run) -> int:
+    """Say how to go on, and return the exit status that shells give to this signal."""
+    print(
+        f"minicnn: stopped by {signal.Signals(number).name} after update "
+        f"{trainer.optimizer.step_count}; {_how_to_go_on(folder)}",
+        file=sys.stderr,
+    )
+    return 128 + number
+
+
+def _how_to_go_on(folder: Run) -> str:
+    return f"go on with: minicnn train --resume {shlex.quote(str(folder.folder))}"
 
 
 def _trainer(args: argparse.Namespace, config: Config, samples: int) -> Trainer:
@@ -215,13 +299,17 @@ def _epochs(args: argparse.Namespace) -> str:
 
 
 @contextmanager
-def _noting_what_is_kept(keep: KeepEpochs) -> Iterator[None]:
+def _noting_what_is_kept(keep: KeepRun) -> Iterator[None]:
     """Add to an error that passes through what the folder holds."""
     try:
         yield
     except BaseException as error:
         if keep.kept:
             error.add_note(f"{keep.run.folder} keeps the weights after epoch {keep.kept}")
+        # Of other errors, the same step would come to the same end.
+        passing = isinstance(error, KeyboardInterrupt | OSError | MemoryError)
+        if passing and keep.run.checkpoints():
+            error.add_note(_how_to_go_on(keep.run))
         raise
 
 
@@ -230,7 +318,7 @@ def _fit(
     trainer: Trainer,
     train: Dataset,
     test: Dataset,
-    keep: KeepEpochs,
+    callbacks: list[Callback],
 ) -> None:
     augment: Augmentation | None = parse_augment(args.augment)
     if augment == AUGMENTATIONS["none"]:
@@ -244,11 +332,11 @@ def _fit(
     trainer.fit(
         train,
         test,
-        epochs=args.epochs,
+        epochs=args.epochs - trainer.position.epoch,
         batch_size=args.batch_size,
         seed=args.seed,
         augment=augment,
-        callbacks=[keep],
+        callbacks=callbacks,
         progress=not args.quiet,
     )
 

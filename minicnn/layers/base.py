@@ -126,6 +126,17 @@ class Layer(ABC):
                 names[id(p)] = name
                 yield name, p, layer.grads[key]
 
+    def named_generators(self) -> Iterator[tuple[str, np.random.Generator]]:
+        """Yield (name, generator) for every random generator that a layer holds as an attribute.
+
+        Their states are part of what training goes on from: ``("1.rng", generator)`` for a
+        `Dropout` in second place.
+        """
+        for prefix, layer in self.modules():
+            for key, value in vars(layer).items():
+                if isinstance(value, np.random.Generator):
+                    yield _join(prefix, key), value
+
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
         for _, _, g in self.named_params():

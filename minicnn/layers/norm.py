@@ -9,6 +9,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.backend import Array
 from minicnn.layers.base import Layer, Param, Shape
+from minicnn.ops.batch_norm import blend
 from minicnn.shapes import integer, number
 
 
@@ -75,21 +76,40 @@ class BatchNorm2d(_Norm):
             raise ValueError(
                 f"BatchNorm2d: x: expected 4 axes (N, C, H, W), got shape {tuple(x.shape)}"
             )
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1 / (int(self.buffers.get("num_batches_tracked", 0)) + 1)
         mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
         return ops.batch_norm_forward(
-            x, self.weight, self.bias, mean, var, training or mean is None, momentum, self.eps
+            x,
+            self.weight,
+            self.bias,
+            mean,
+            var,
+            training or mean is None,
+            self._momentum(),
+            self.eps,
         )
 
     def forward(self, x: Array) -> tuple[Array, Any]:
         y, cache = self._normalise(x, self.training)
         if self.training and self.buffers:
-            self.buffers["running_mean"][...] = cache.running_mean
-            self.buffers["running_var"][...] = cache.running_var
-            self.buffers["num_batches_tracked"] += 1
+            self._keep(cache.running_mean, cache.running_var)
         return y, cache
+
+    def track(self, mean: Array, var: Array, count: int) -> None:
+        """Move the running statistics, if kept, towards those of a batch of `count` pixels."""
+        if self.buffers:
+            unbiased = var * (count / (count - 1))
+            new = zip(("running_mean", "running_var"), (mean, unbiased))
+            self._keep(*(blend(self.buffers[name], a, self._momentum()) for name, a in new))
+
+    def _keep(self, mean: Array, var: Array) -> None:
+        self.buffers["running_mean"][...] = mean
+        self.buffers["running_var"][...] = var
+        self.buffers["num_batches_tracked"] += 1
+
+    def _momentum(self) -> float:
+        if self.momentum is None:
+            return 1 / (int(self.buffers.get("num_batches_tracked", 0)) + 1)
+        return self.momentum
 
     def __call__(self, x: Array) -> Array:
         return self._normalise(x, training=False)[0]

@@ -25,6 +25,7 @@ from minicnn.ops.adaptive_avg_pool2d import (
 from minicnn.ops.avg_pool2d import avg_pool2d_backward, avg_pool2d_forward
 from minicnn.ops.batch_norm import batch_norm_backward, batch_norm_forward
 from minicnn.ops.conv2d import conv2d_backward, conv2d_forward
+from minicnn.ops.conv_block import conv_block_backward, conv_block_forward
 from minicnn.ops.conv_transpose2d import conv_transpose2d_backward, conv_transpose2d_forward
 from minicnn.ops.cross_entropy import (
     cross_entropy_backward,
@@ -66,6 +67,8 @@ __all__ = [
     "col2im",
     "conv2d_backward",
     "conv2d_forward",
+    "conv_block_backward",
+    "conv_block_forward",
     "conv_transpose2d_backward",
     "conv_transpose2d_forward",
     "cross_entropy_backward",

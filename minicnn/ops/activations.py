@@ -155,7 +155,7 @@ def softplus_array(x: Array) -> Array:
 # to -1 <= t < 1, as in J. Schonfelder, "Chebyshev Expansions for the Error and Related
 # Functions", Math. Comp. 32, 1978. The first 23 terms of the Chebyshev series, computed in 50
 # digits at 60 points and expanded; those left out add up to less than 1e-16.
-_TAIL = (
+TAIL = (
     *(0.769193049750063, -0.6653825028900576, 0.4953056159699805, -0.3135331566712172),
     *(0.16502036617019517, -0.06911863870874183, 0.02079506680323404, -0.0029933767389359726),
     *(-0.0007978694277475297, 0.0005448988347568596, -5.937558833377767e-05),
@@ -176,7 +176,7 @@ def _normal(x: Array) -> tuple[Array, Array]:
     bell = xp.exp(-h * h / 2) * xp.exp((h - a) * (h + a) / 2)
     t = (a - 5) / (a + 5)
     tail = xp.zeros_like(t)
-    for coefficient in reversed(_TAIL):
+    for coefficient in reversed(TAIL):
         tail *= t
         tail += coefficient
     tail *= bell / (a + 5)
@@ -188,11 +188,17 @@ def _gelu_backward(xp: ModuleType, dy: Array, x: Array) -> Array:
     return dy * (below + x * bell)
 
 
+def _masked(dy: Array, mask: Array) -> Array:
+    """Return dy where the mask is set, else 0, also for a dy that is NaN or infinite."""
+    bits = f"i{dy.itemsize}"
+    return (dy.view(bits) & -mask.astype(bits)).view(dy.dtype)
+
+
 # Masks multiply rather than choose: numpy.where takes ten times as long on signs at random.
 _NUMPY: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
     "relu": (
         lambda xp, x: xp.maximum(x, 0),
-        lambda xp, dy, y: dy * (y > 0),
+        lambda xp, dy, y: _masked(dy, y > 0),
     ),
     "leaky_relu": (
         lambda xp, x, slope: xp.maximum(x, 0) + slope * xp.minimum(x, 0),
@@ -243,12 +249,30 @@ def _whole(formula: Callable[..., Array]) -> Callable[..., Array]:
     return run
 
 
+# ---------------------------------------------------------------- numba (see elementwise_numba.py)
+
+
+def _numba(formula: str) -> Version:
+    def forward(x: Array, *params: float) -> Array:
+        from minicnn.ops import elementwise_numba  # imports Numba: only when asked for
+
+        return elementwise_numba.map_one(formula, x, *params)
+
+    def backward(dy: Array, kept: Array, *params: float) -> Array:
+        from minicnn.ops import elementwise_numba
+
+        return elementwise_numba.map_two(formula, dy, kept, *params)
+
+    return Version(forward, backward)
+
+
 # ---------------------------------------------------------------- versions, public pairs
 
 VERSIONS = {
     formula: {
         "reference": Version(*map(elementwise, _REFERENCE[formula])),
         "numpy": Version(*map(_whole, _NUMPY[formula])),
+        "numba": _numba(formula),
     }
     for formula in _REFERENCE
 }

@@ -122,11 +122,38 @@ def _spread(dy: Array, win: Window, H: int, W: int) -> Array:
     return dx
 
 
+# ---------------------------------------------------------------- numba (see pool_numba.py)
+
+
+def _spans(size: tuple[int, ...], places: tuple[int, ...], win: Window) -> list[Array]:
+    """Return the rows and the columns under each place of the window."""
+    from minicnn.ops import pool_numba  # imports Numba: only when asked for
+
+    before = [sides[0] for sides in win.padding]
+    return [
+        pool_numba.spans(*numbers) for numbers in zip(size, places, win.kernel, win.stride, before)
+    ]
+
+
+def _forward_numba(x: Array, divisor: Array, win: Window) -> Array:
+    from minicnn.ops import pool_numba
+
+    return pool_numba.average_forward(x, *_spans(x.shape[2:], divisor.shape, win), divisor)
+
+
+def _backward_numba(dy: Array, divisor: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import pool_numba
+
+    H, W = x_shape[2:]
+    return pool_numba.average_backward(dy, (H, W), *_spans((H, W), divisor.shape, win), divisor)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 

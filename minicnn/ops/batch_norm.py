@@ -36,7 +36,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.ops.normalize import center, check_channels, moments, normalize_backward, total
+from minicnn.ops.normalize import (
+    center,
+    check_channels,
+    moments,
+    normalize_backward,
+    too_short,
+    total,
+)
 from minicnn.shapes import check_shape, number, size
 
 AXES = (0, 2)  # of (N, C, L): what shares a mean and a variance
@@ -130,11 +137,35 @@ def _backward_numpy(
     return dx, dw.ravel().astype(dy.dtype), db.ravel().astype(dy.dtype)
 
 
+# ---------------------------------------------------------------- numba (see norm_numba.py)
+
+
+def _forward_numba(
+    x: Array, w: Array, b: Array, eps: float, mean: Array | None = None, var: Array | None = None
+) -> tuple[Array, Array, Array]:
+    if too_short(x):
+        return _forward_numpy(x, w, b, eps, mean, var)
+    from minicnn.ops import norm_numba  # imports Numba: only when asked for
+
+    return norm_numba.batch_norm_forward(x, w, b, eps, mean, var)
+
+
+def _backward_numba(
+    dy: Array, x: Array, w: Array, mean: Array, rstd: Array, training: bool
+) -> tuple[Array, Array, Array]:
+    if too_short(x):
+        return _backward_numpy(dy, x, w, mean, rstd, training)
+    from minicnn.ops import norm_numba
+
+    return norm_numba.batch_norm_backward(dy, x, w, mean, rstd, training)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 
@@ -230,8 +261,8 @@ def batch_norm_forward(
     x = x.reshape(N, C, size(places))  # (N, C, L)
     if training:
         y, mean, var = forward(x, w, b, eps)
-        running_mean = _blend(running_mean, mean, momentum)
-        running_var = _blend(running_var, var * (M / (M - 1)), momentum)
+        running_mean = blend(running_mean, mean, momentum)
+        running_var = blend(running_var, var * (M / (M - 1)), momentum)
     else:
         statistics = (a.astype(np.float64) for a in (running_mean, running_var))
         y, mean, var = forward(x, w, b, eps, *statistics)
@@ -275,7 +306,8 @@ def batch_norm_backward(
     )
 
 
-def _blend(running: Array | None, new: Array, momentum: float) -> Array | None:
+def blend(running: Array | None, new: Array, momentum: float) -> Array | None:
+    """Move running statistics towards those of a new batch."""
     if running is None:
         return None
     return ((1 - momentum) * running + momentum * new).astype(running.dtype)

@@ -136,8 +136,8 @@ def blocks(x: Array, win: Window, places: int) -> Iterator[slice]:
 # ---------------------------------------------------------------- numba (see conv2d_numba.py)
 
 
-# The kernels leave padding out of the sums, which is the same while 0 * w and 0 * dy are 0: where
-# one of these is not finite, the numpy version decides what becomes NaN.
+# The kernels leave some products with padding out and add some zeros to dw, which is the same as
+# long as 0 times a number is 0. Where one is not finite, the numpy version decides what is NaN.
 
 
 def _forward_numba(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
@@ -154,7 +154,8 @@ def _backward_numba(
     from minicnn.ops import conv2d_numba
 
     dx, dw, db = conv2d_numba.backward(dy, x, w, win, groups)
-    if not (np.isfinite(db).all() and np.isfinite(w).all()):  # db adds up all of dy
+    # db adds up all of dy, and dw what it needs of x.
+    if not all(np.isfinite(a).all() for a in (w, dw, db)):
         return _backward_numpy(dy, x, w, win, groups)
     return dx, dw, db
 

@@ -145,11 +145,56 @@ def _kept(canvas: Array, win: Window, y_size: Pair) -> Array:
     return canvas[:, :, top : top + y_size[0], left : left + y_size[1]]
 
 
+# ---------------------------------------------------------------- numba (see conv2d_numba.py)
+
+
+# conv2d with F channels for C filters, on a map that may be larger than the canvas that it meets:
+# the forward is its input gradient, dx its forward and dw its weight gradient. The kernels leave
+# padding out of the sums, so weights and gradients have to be finite, as in conv2d.
+
+
+def _forward_numba(
+    x: Array, w: Array, b: Array | None, win: Window, groups: int, y_size: Pair
+) -> Array:
+    from minicnn.ops import conv2d_numba  # imports Numba: only when asked for
+
+    if not (np.isfinite(w).all() and np.isfinite(x).all()):
+        return _forward_numpy(x, w, b, win, groups, y_size)
+    y = np.zeros((len(x), w.shape[1] * groups, *y_size), x.dtype)
+    y = conv2d_numba.input_gradient(x, y, w, _fitted(win, x, y_size), groups)
+    if b is not None:
+        y += b[:, None, None]
+    return y
+
+
+def _backward_numba(
+    dy: Array, x: Array, w: Array, win: Window, groups: int
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import conv2d_numba
+
+    db = bias_gradient(dy)  # adds up all of dy
+    if not (np.isfinite(db).all() and np.isfinite(w).all() and np.isfinite(x).all()):
+        return _backward_numpy(dy, x, w, win, groups)
+    fitted = _fitted(win, x, dy.shape[2:])
+    dx = conv2d_numba.forward(dy, w, None, fitted, groups)
+    dw, _ = conv2d_numba.weight_gradient(x, dy, w, fitted, groups)
+    return dx, dw, db
+
+
+def _fitted(win: Window, x: Array, y_size: Pair) -> Window:
+    """Set the bottom and right padding so that the window takes (H, W) places on y."""
+    (top, _), (left, _) = win.padding
+    HP, WP = _canvas_size(win, *x.shape[2:])
+    bottom, right = HP - top - y_size[0], WP - left - y_size[1]
+    return win._replace(padding=((top, max(bottom, 0)), (left, max(right, 0))))
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 

@@ -155,7 +155,8 @@ _NLL = {
 VERSIONS = {
     "nll_loss": _NLL,
     "cross_entropy": {
-        name: _after_log_softmax(SOFTMAX["log_softmax"][name], _NLL[name]) for name in _NLL
+        name: _after_log_softmax(version, _NLL.get(name, _NLL["numpy"]))
+        for name, version in SOFTMAX["log_softmax"].items()
     },
 }
 

@@ -47,12 +47,22 @@ def _masked_numpy(a: Array, mask: Array) -> Array:
     return a * mask
 
 
+# ---------------------------------------------------------------- numba (see elementwise_numba.py)
+
+
+def _masked_numba(a: Array, mask: Array) -> Array:
+    from minicnn.ops import elementwise_numba  # imports Numba: only when asked for
+
+    return elementwise_numba.map_two("product", a, mask)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 # Forward and backward are the same map. The mask is drawn before, so that all versions share it.
 VERSIONS = {
     "reference": Version(_masked_reference, _masked_reference),
     "numpy": Version(_masked_numpy, _masked_numpy),
+    "numba": Version(_masked_numba, _masked_numba),
 }
 
 

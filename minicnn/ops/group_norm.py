@@ -29,7 +29,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.ops.normalize import center, check_channels, moments, normalize_backward, total
+from minicnn.ops.normalize import (
+    center,
+    check_channels,
+    moments,
+    normalize_backward,
+    too_short,
+    total,
+)
 from minicnn.shapes import check_shape, integer, number, size
 
 AXES = (2, 3)  # of (N, G, C/G, L): what shares a mean and a variance
@@ -107,11 +114,33 @@ def _backward_numpy(
     return dx, dw.astype(dy.dtype), db.astype(dy.dtype)
 
 
+# ---------------------------------------------------------------- numba (see norm_numba.py)
+
+
+def _forward_numba(x: Array, w: Array, b: Array, eps: float) -> tuple[Array, Array, Array]:
+    if too_short(x):
+        return _forward_numpy(x, w, b, eps)
+    from minicnn.ops import norm_numba  # imports Numba: only when asked for
+
+    return norm_numba.group_norm_forward(x, w, b, eps)
+
+
+def _backward_numba(
+    dy: Array, x: Array, w: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array]:
+    if too_short(x):
+        return _backward_numpy(dy, x, w, mean, rstd)
+    from minicnn.ops import norm_numba
+
+    return norm_numba.group_norm_backward(dy, x, w, mean, rstd)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 

@@ -109,11 +109,27 @@ def taps(win: Window, OH: int, OW: int) -> Iterator[tuple[int, int, slice, slice
             yield p, q, rows, slice(q * DW, q * DW + (OW - 1) * SW + 1, SW)
 
 
+# ---------------------------------------------------------------- numba (see im2col_numba.py)
+
+
+def _im2col_numba(x: Array, win: Window) -> Array:
+    from minicnn.ops import im2col_numba  # imports Numba: only when asked for
+
+    return im2col_numba.im2col(x, win)
+
+
+def _col2im_numba(cols: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import im2col_numba
+
+    return im2col_numba.col2im(cols, x_shape, win)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(im2col_reference, col2im_reference),
     "numpy": Version(im2col_numpy, col2im_numpy),
+    "numba": Version(_im2col_numba, _col2im_numba),
 }
 
 

@@ -72,11 +72,31 @@ def _backward_numpy(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]
     return dy @ w, dy.T @ x, dy.sum(axis=0, dtype=np.float64).astype(dy.dtype)
 
 
+# ---------------------------------------------------------------- numba (see linear_numba.py)
+
+
+def _forward_numba(x: Array, w: Array, b: Array | None) -> Array:
+    from minicnn.ops import linear_numba  # imports Numba: only when asked for
+
+    y = np.empty((x.shape[0], w.shape[0]), x.dtype)
+    linear_numba.forward(x, w, b, y)
+    return y
+
+
+def _backward_numba(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
+    from minicnn.ops import linear_numba
+
+    dx, dw, db = np.empty_like(x), np.zeros_like(w), np.zeros(w.shape[0], w.dtype)
+    linear_numba.backward(dy, x, w, dw, db, dx)
+    return dx, dw, db
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 

@@ -27,6 +27,8 @@ import numpy as np
 from minicnn.backend import Array, array_module
 from minicnn.shapes import size
 
+SHORT = 32  # numbers
+
 
 def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Return ``x - mean``, and mean and variance over `axes` (kept) in float64."""
@@ -65,6 +67,14 @@ def normalize_backward(
 def total(a: Array, axes: tuple[int, ...]) -> Array:
     """Sum over `axes` in float64, keeping them with length 1."""
     return a.sum(axis=axes, dtype=np.float64, keepdims=True)
+
+
+def too_short(x: Array) -> bool:
+    """Tell whether the runs along x's last axis are too short for `minicnn.ops.norm_numba`.
+
+    A run costs it more than a few numbers do: the NumPy version takes over.
+    """
+    return x.size == 0 or x.shape[-1] < SHORT
 
 
 def check_channels(op: str, x: Array) -> None:

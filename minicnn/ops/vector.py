@@ -10,11 +10,14 @@ and take element offsets, so that one flat array holds any layout:
     v = load(a, i)                  a[i : i + L] as one vector of L lanes
     store(a, i, v)
     broadcast(a, i), splat(s)       one number in every lane
+    lane(v)                         the number in the first lane
     zero(a)                         a vector of zeros of a's type
     lane_count(a)                   L, the lanes of a vector of a's type
-    add, sub, mul, fma(x, y, z)     lane by lane; fma(x, y, z) = x * y + z rounded once
+    add, sub, mul, div, sqrt(x), fma(x, y, z)    lane by lane; fma is x * y + z, rounded once
     maximum(x, y)                   NaN wins, as in numpy.maximum
     best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
+    load_winner(winner, i, a), where_winner(winner, k, v)    v where k has won, else zero
+    where_positive(x, v)            v where x > 0, else zero
     horizontal_sum(v)               the lanes added pairwise
 
 A register block is a tuple of vectors. Tuples of offsets say where its rows are in memory:
@@ -36,11 +39,27 @@ stays in registers while k runs.
     acc = tile_load(acc, a, at, rows), tile_store(acc, a, at, rows), tile_add(x, y)
     acc = tile_repeat(acc, a, at)        every row is a[at : at + V*L]
 
+Where most products would be with zero, lists say which are not (`n` entries of g and of offsets):
+
+    acc = list_tile(g, i, n, at_of, a, at, rows, v)
+        acc[r][v] = sum over k of g[i + k] * a[at + rows[r] + at_of[i + k] + v*L :][: L]
+    acc = lists_tile(g, i, n, step, at_of, a, at, r, v)        R lists side by side
+        acc[r][v] = sum over k of g[i + k*step + r] * a[at + at_of[i + k*step + r] + v*L :][: L]
+
+Rows times rows, for what lies in memory along the sum:
+
+    acc = dot_tile(a, at, rows, b, bt, others, n)
+        acc[r][s] = sum over k < n of a[at + rows[r] + k*L :][: L] * b[bt + others[s] + k*L :][: L]
+    sums = horizontal_sums(acc)          a tuple of numbers
+
+The numbers of rows and of vectors are literals, or the lengths of tuples given in their place: a
+tuple that is an argument makes a kernel for each length.
+
 A vector is as wide as the machine's registers: 64 bytes with AVX-512, 32 with AVX, else 16
 (NEON, SSE). Nothing is read or written outside [offset, offset + lanes), and nobody checks that
 this lies inside the array, except under NUMBA_BOUNDSCHECK=1: then every access is checked.
 
-Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum` reorders a sum.
+Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum(s)` reorder a sum.
 """
 
 from __future__ import annotations
@@ -63,6 +82,7 @@ VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else
 # of b and one of a leave room, and eight row pointers still fit the integer registers. AVX has 16.
 ROWS = 6 if VECTOR_BYTES == 32 else 8
 
+BLOCK = 64  # terms that a kernel adds in one go: longer sums are sums of blocks, to round less
 CHECKED = bool(getattr(_numba_config, "BOUNDSCHECK", None))  # NUMBA_BOUNDSCHECK=1
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -225,6 +245,14 @@ def splat(typingctx, s):
 
 
 @intrinsic
+def lane(typingctx, v):
+    """Return the number in the first lane."""
+    return _emits(
+        v.dtype(v), lambda e, ty, args: e.b.extract_element(args[0], ir.Constant(_I32, 0))
+    )
+
+
+@intrinsic
 def zero(typingctx, a):
     v = _vector(a)
     return _emits(v(a), lambda e, ty, args: e.zero(v))
@@ -243,6 +271,22 @@ def sub(typingctx, x, y):
 @intrinsic
 def mul(typingctx, x, y):
     return _emits(x(x, x), lambda e, ty, args: e.b.fmul(*args))
+
+
+@intrinsic
+def div(typingctx, x, y):
+    return _emits(x(x, x), lambda e, ty, args: e.b.fdiv(*args))
+
+
+@intrinsic
+def sqrt(typingctx, x):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        vt = e.context.get_value_type(x)
+        name = f"llvm.sqrt.v{x.count}f{x.dtype.bitwidth}"
+        function = cgutils.get_or_insert_function(e.b.module, ir.FunctionType(vt, [vt]), name)
+        return e.b.call(function, args)
+
+    return _emits(x(x), body)
 
 
 @intrinsic
@@ -271,10 +315,21 @@ def no_winner(typingctx, a):
 
 
 @intrinsic
+def winner_of(typingctx, k, a):
+    """Winner k in every lane of a vector of a's type."""
+    winner = Vector(types.uint8, _vector(a).count)
+    return _emits(
+        winner(types.intp, a),
+        lambda e, ty, args: e.splat(e.b.trunc(args[0], ir.IntType(8)), winner.count),
+    )
+
+
+@intrinsic
 def take_larger(typingctx, best, winner, v, k):
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         best_, winner_, v_, k_ = args
-        larger = _larger(e, best_, v_)
+        # A NaN that is already there keeps its place.
+        larger = e.b.and_(_larger(e, best_, v_), e.b.fcmp_ordered("ord", best_, best_))
         new = e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count)
         return e.tuple(result, [e.b.select(larger, v_, best_), e.b.select(larger, new, winner_)])
 
@@ -282,24 +337,79 @@ def take_larger(typingctx, best, winner, v, k):
     return _emits(result(best, winner, best, types.intp), body)
 
 
+def _sum_lanes(e: _Emit, v: Vector, value: Any) -> Any:
+    scalar = value.type.element
+    function = ir.FunctionType(scalar, [scalar, value.type])
+    name = f"llvm.vector.reduce.fadd.v{v.count}f{v.dtype.bitwidth}"
+    reduce = cgutils.get_or_insert_function(e.b.module, function, name)
+    # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
+    return e.b.call(reduce, [ir.Constant(scalar, -0.0), value], fastmath=("reassoc",))
+
+
+@intrinsic
+def relu_winner(typingctx, best, winner, off):
+    """ReLU of a maximum, and its winner, or `off` where it is not above zero (NaN stays)."""
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        best_, winner_, off_ = args
+        on = e.b.fcmp_unordered(">", best_, e.zero(best))
+        none = e.splat(e.b.trunc(off_, ir.IntType(8)), winner.count)
+        return e.tuple(result, [e.b.select(on, best_, e.zero(best)), e.b.select(on, winner_, none)])
+
+    result = types.Tuple((best, winner))
+    return _emits(result(best, winner, types.intp), body)
+
+
+@intrinsic
+def load_winner(typingctx, winner, i, a):
+    """Load the winners that were stored for a vector of a's type."""
+    ty = Vector(types.uint8, _vector(a).count)
+    return _emits(
+        ty(winner, types.intp, a),
+        lambda e, _, args: e.load(ty, e.at(winner, args[0], args[1], count=ty.count)),
+    )
+
+
+@intrinsic
+def where_winner(typingctx, winner, k, v):
+    """Keep v in the lanes whose winner is k; zero in the others."""
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        winner_, k_, v_ = args
+        same = e.b.icmp_unsigned("==", winner_, e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count))
+        return e.b.select(same, v_, e.zero(v))
+
+    return _emits(v(winner, types.intp, v), body)
+
+
+@intrinsic
+def where_positive(typingctx, x, v):
+    """Keep v in the lanes where x > 0; zero in the others, where x is NaN too."""
+    return _emits(
+        x(x, x),
+        lambda e, ty, args: e.b.select(
+            e.b.fcmp_ordered(">", args[0], e.zero(x)), args[1], e.zero(x)
+        ),
+    )
+
+
 @intrinsic
 def horizontal_sum(typingctx, v):
-    def body(e: _Emit, ty: Any, args: Any) -> Any:
-        vt = args[0].type
-        function = ir.FunctionType(vt.element, [vt.element, vt])
-        name = f"llvm.vector.reduce.fadd.v{v.count}f{v.dtype.bitwidth}"
-        reduce = cgutils.get_or_insert_function(e.b.module, function, name)
-        # reassoc alone: the lanes are added pairwise, and NaN and infinities still count.
-        return e.b.call(reduce, [ir.Constant(vt.element, -0.0), args[0]], fastmath=("reassoc",))
-
-    return _emits(v.dtype(v), body)
+    return _emits(v.dtype(v), lambda e, ty, args: _sum_lanes(e, v, args[0]))
 
 
 # ---------------------------------------------------------------- tuples of offsets
 
 
+def _count(n: Any) -> int:
+    """Return the number that `n` stands for: a literal, or a tuple of that length."""
+    return len(n) if isinstance(n, types.BaseTuple) else n.literal_value
+
+
 @intrinsic(prefer_literal=True)
 def offsets(typingctx, table, i, last, n):
+    count = _count(n)
+
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         table_, i_, last_, _ = args
         rows = []
@@ -309,13 +419,14 @@ def offsets(typingctx, table, i, last, n):
             rows.append(e.b.sext(e.b.load(e.at(table, table_, k)), _I64))
         return e.tuple(result, rows)
 
-    count = n.literal_value
     result = types.UniTuple(types.intp, count)
     return _emits(result(table, types.intp, types.intp, n), body)
 
 
 @intrinsic(prefer_literal=True)
 def multiples(typingctx, i, last, step, n):
+    count = _count(n)
+
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         i_, last_, step_, _ = args
         rows = []
@@ -325,7 +436,6 @@ def multiples(typingctx, i, last, step, n):
             rows.append(e.b.mul(k, step_))
         return e.tuple(result, rows)
 
-    count = n.literal_value
     result = types.UniTuple(types.intp, count)
     return _emits(result(types.intp, types.intp, types.intp, n), body)
 
@@ -346,7 +456,7 @@ def lane_offsets(typingctx, table, i, a):
 @intrinsic(prefer_literal=True)
 def zeros(typingctx, a, n):
     v = _vector(a)
-    result = types.UniTuple(v, n.literal_value)
+    result = types.UniTuple(v, _count(n))
     return _emits(result(a, n), lambda e, ty, args: e.tuple(result, [e.zero(v)] * result.count))
 
 
@@ -463,6 +573,46 @@ def _as_written(module: ir.Module) -> ir.MDValue:
     return loop
 
 
+def _sum_loop(
+    e: _Emit,
+    n: Any,
+    start: Sequence[Any],
+    counters: Sequence[tuple[Any, Any]],
+    terms: Callable[..., Sequence[Any]],
+) -> list[Any]:
+    """Emit ``for j in range(n): sums = terms(sums, j, *counters)`` and return the last sums.
+
+    Sums begin as `start`; counters are pairs of a first value and a step.
+    """
+    counters = [(e.number(0), e.number(1)), *counters]
+    before = e.b.block
+    loop, after = e.b.append_basic_block("tile.k"), e.b.append_basic_block("tile.end")
+    e.b.cbranch(e.b.icmp_signed(">", n, e.number(0)), loop, after)
+
+    e.b.position_at_end(loop)
+    at = [e.b.phi(_I64) for _ in counters]
+    sums = [e.b.phi(value.type) for value in start]
+    new = terms(sums, *at)
+    following = [e.b.add(phi, step) for phi, (_, step) in zip(at, counters)]
+    end = e.b.block
+    repeat = e.b.cbranch(e.b.icmp_signed("<", following[0], n), loop, after)
+    repeat.set_metadata("llvm.loop", _as_written(e.b.module))
+
+    for phi, (first, _), value in zip(at, counters, following):
+        phi.add_incoming(first, before)
+        phi.add_incoming(value, end)
+    e.b.position_at_end(after)
+    out = []
+    for phi, old, value in zip(sums, start, new):
+        phi.add_incoming(old, before)
+        phi.add_incoming(value, end)
+        result = e.b.phi(value.type)
+        result.add_incoming(old, before)
+        result.add_incoming(value, end)
+        out.append(result)
+    return out
+
+
 def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
     """Emit the loop over k of `outer_tile` (spread) or `lane_tile`."""
     v = acc.dtype
@@ -471,48 +621,29 @@ def _tile(spread: bool, acc: Any, a: Any, rows: Any, cols: Any, b: Any) -> Any:
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         acc_, a_, at_, rows_, cols_, k_, n_, b_, bi_, step_ = args
         a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
-        before, start = e.b.block, e.items(acc_)
-        loop, after = e.b.append_basic_block("tile.k"), e.b.append_basic_block("tile.end")
-        e.b.cbranch(e.b.icmp_signed(">", n_, e.number(0)), loop, after)
 
-        e.b.position_at_end(loop)
-        j, bj = e.b.phi(_I64), e.b.phi(_I64)
-        sums = [e.b.phi(value.type) for value in start]
-        col = e.b.sext(e.b.load(e.at(cols, cols_, k_, j)), _I64)
-        bs = [
-            e.load(v, e.at(b, b_, bj, e.number(s * v.count), count=v.count)) for s in range(vectors)
-        ]
-        new = []
-        for r, row in enumerate(a_rows):
-            if spread:
-                scalar = e.b.load(e.at(a, a_, row, col))
-                xs = [e.splat(scalar, v.count)] * vectors
-            else:
-                at = [
-                    e.at(a, a_, row, col, e.number(s * v.count), count=v.count)
-                    for s in range(vectors)
-                ]
-                xs = [e.load(v, pointer) for pointer in at]
-            for s in range(vectors):
-                new.append(e.fma(v, xs[s], bs[s], sums[r * vectors + s]))
-        j_next, b_next, end = e.b.add(j, e.number(1)), e.b.add(bj, step_), e.b.block
-        repeat = e.b.cbranch(e.b.icmp_signed("<", j_next, n_), loop, after)
-        repeat.set_metadata("llvm.loop", _as_written(e.b.module))
+        def terms(sums: Sequence[Any], j: Any, bj: Any) -> list[Any]:
+            col = e.b.sext(e.b.load(e.at(cols, cols_, k_, j)), _I64)
+            bs = [
+                e.load(v, e.at(b, b_, bj, e.number(s * v.count), count=v.count))
+                for s in range(vectors)
+            ]
+            new = []
+            for r, row in enumerate(a_rows):
+                if spread:
+                    scalar = e.b.load(e.at(a, a_, row, col))
+                    xs = [e.splat(scalar, v.count)] * vectors
+                else:
+                    at = [
+                        e.at(a, a_, row, col, e.number(s * v.count), count=v.count)
+                        for s in range(vectors)
+                    ]
+                    xs = [e.load(v, pointer) for pointer in at]
+                for s in range(vectors):
+                    new.append(e.fma(v, xs[s], bs[s], sums[r * vectors + s]))
+            return new
 
-        j.add_incoming(e.number(0), before)
-        j.add_incoming(j_next, end)
-        bj.add_incoming(bi_, before)
-        bj.add_incoming(b_next, end)
-        e.b.position_at_end(after)
-        out = []
-        for phi, old, value in zip(sums, start, new):
-            phi.add_incoming(old, before)
-            phi.add_incoming(value, end)
-            result = e.b.phi(value.type)
-            result.add_incoming(old, before)
-            result.add_incoming(value, end)
-            out.append(result)
-        return e.tuple(acc, out)
+        return e.tuple(acc, _sum_loop(e, n_, e.items(acc_), [(bi_, step_)], terms))
 
     i = types.intp
     return _emits(acc(acc, a, i, rows, cols, i, i, b, i, i), body)
@@ -526,3 +657,92 @@ def outer_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
 @intrinsic
 def lane_tile(typingctx, acc, a, at, rows, cols, k, n, b, bi, step):
     return _tile(False, acc, a, rows, cols, b)
+
+
+@intrinsic
+def list_tile(typingctx, g, i, n, at_of, a, at, rows, v):
+    vector = _vector(a)
+    acc = types.UniTuple(vector, rows.count * v.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        g_, i_, n_, at_of_, a_, at_, rows_, _ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+
+        def terms(sums: Sequence[Any], j: Any) -> list[Any]:
+            scale = e.splat(e.b.load(e.at(g, g_, i_, j)), vector.count)
+            of = e.b.sext(e.b.load(e.at(at_of, at_of_, i_, j)), _I64)
+            return _add_scaled(e, vector, sums, [(scale, (row, of)) for row in a_rows], a, a_)
+
+        return e.tuple(acc, _sum_loop(e, n_, [e.zero(vector)] * acc.count, [], terms))
+
+    k = types.intp
+    return _emits(acc(g, k, k, at_of, a, k, rows, v), body)
+
+
+@intrinsic
+def lists_tile(typingctx, g, i, n, step, at_of, a, at, r, v):
+    vector = _vector(a)
+    acc = types.UniTuple(vector, r.count * v.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        g_, i_, n_, step_, at_of_, a_, at_, *_ = args
+
+        def terms(sums: Sequence[Any], j: Any, k: Any) -> list[Any]:
+            rows = []
+            for row in range(r.count):
+                scale = e.splat(e.b.load(e.at(g, g_, k, e.number(row))), vector.count)
+                of = e.b.sext(e.b.load(e.at(at_of, at_of_, k, e.number(row))), _I64)
+                rows.append((scale, (at_, of)))
+            return _add_scaled(e, vector, sums, rows, a, a_)
+
+        start = [e.zero(vector)] * acc.count
+        return e.tuple(acc, _sum_loop(e, n_, start, [(i_, step_)], terms))
+
+    k = types.intp
+    return _emits(acc(g, k, k, k, at_of, a, k, r, v), body)
+
+
+def _add_scaled(
+    e: _Emit, v: Vector, sums: Sequence[Any], rows: Sequence[Any], a: Any, a_: Any
+) -> list[Any]:
+    """Return the sums plus, for every row (scale, offsets), scale times its vectors of a."""
+    vectors = len(sums) // len(rows)
+    new = []
+    for r, (scale, at) in enumerate(rows):
+        for s in range(vectors):
+            x = e.load(v, e.at(a, a_, *at, e.number(s * v.count), count=v.count))
+            new.append(e.fma(v, scale, x, sums[r * vectors + s]))
+    return new
+
+
+@intrinsic
+def dot_tile(typingctx, a, at, rows, b, bt, others, n):
+    v = _vector(a)
+    acc = types.UniTuple(v, rows.count * others.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        a_, at_, rows_, b_, bt_, others_, n_ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+        b_rows = [e.sum((bt_, row)) for row in e.items(others_)]
+
+        def terms(sums: Sequence[Any], j: Any, k: Any) -> list[Any]:
+            xs = [e.load(v, e.at(a, a_, row, k, count=v.count)) for row in a_rows]
+            ws = [e.load(v, e.at(b, b_, row, k, count=v.count)) for row in b_rows]
+            pairs = ((x, w) for x in xs for w in ws)
+            return [e.fma(v, x, w, total) for (x, w), total in zip(pairs, sums)]
+
+        start = [e.zero(v)] * acc.count
+        return e.tuple(acc, _sum_loop(e, n_, start, [(e.number(0), e.number(v.count))], terms))
+
+    k = types.intp
+    return _emits(acc(a, k, rows, b, k, others, k), body)
+
+
+@intrinsic
+def horizontal_sums(typingctx, acc):
+    v = acc.dtype
+    result = types.UniTuple(v.dtype, acc.count)
+    return _emits(
+        result(acc),
+        lambda e, ty, args: e.tuple(result, [_sum_lanes(e, v, x) for x in e.items(args[0])]),
+    )

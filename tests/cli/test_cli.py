@@ -35,7 +35,7 @@ def test_help_of_train_shows_every_default(cli):
 def test_overview_lists_every_command(cli):
     status, out, _ = cli("--help")
     assert status == 0
-    assert all(f"\n    {name} " in out for name in NAMES)
+    assert all(f"\n    {name}" in out for name in NAMES)
 
 
 def test_no_command_shows_the_help_and_is_an_error(cli):

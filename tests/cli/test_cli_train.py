@@ -19,11 +19,21 @@ from minicnn.train import Trainer
 
 RED = "$a_{$"  # no formula, though Matplotlib could take it for one
 PICTURES = ("curves", "confusion", "filters", "mistakes")
-FILES = {"config.json", "history.jsonl", "weights.safetensors"} | {f"{n}.png" for n in PICTURES}
+RESULTS = {"config.json", "history.jsonl", "weights.safetensors", "best.safetensors"}
+FILES = RESULTS | {f"{n}.png" for n in PICTURES}
 
 
 def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def files(folder):
+    """What is in the folder of a run, apart from checkpoints."""
+    return {path.name for path in folder.iterdir()} - {path.name for path in checkpoints(folder)}
+
+
+def checkpoints(folder):
+    return sorted(folder.glob("checkpoint-*.safetensors"))
 
 
 @pytest.fixture
@@ -46,7 +56,7 @@ def test_a_run_leaves_everything(cli, tmp_path, records):
     status, out, err = cli("train", "--epochs", 2, "--lr", 0.01, "--out", folder)
     assert status == 0
 
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert files(folder) == FILES
     for name in PICTURES:
         with Image.open(folder / f"{name}.png") as image:
             image.load()
@@ -86,6 +96,7 @@ def test_config_says_how_to_repeat_the_run(cli, tmp_path, no_pictures):
         "augment": "digits",
         "batch_size": 64,
         "channels": 1,
+        "checkpoint_every": 100,
         "clip_norm": None,
         "crop": "auto",
         "dataset": "digits",
@@ -94,6 +105,7 @@ def test_config_says_how_to_repeat_the_run(cli, tmp_path, no_pictures):
         "epochs": 1,
         "image_size": [28, 28],
         "invert": "auto",
+        "keep": 2,
         "label_smoothing": 0.0,
         "lr": 0.003,
         "momentum": None,
@@ -140,7 +152,7 @@ def test_a_folder_of_pictures(cli, photos, tmp_path, records):
     assert f"{photos}: 24 to train and 8 to test, 3x20x24, 2 classes" in out
     assert "--run 'run of photos'" in out
     folder = tmp_path / "run of photos"
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert files(folder) == FILES
     config = Run(folder).config
     assert config.classes == (RED, "green")
     assert config.dataset == str(photos)
@@ -221,7 +233,7 @@ def assert_keeps_epoch_one(folder, records):
     x, y, _ = run.config.load("test")
     accuracy = (run.load_model()(x).argmax(axis=1) == y).mean()
     assert accuracy == pytest.approx(records(folder)[0]["test_accuracy"])
-    assert {path.name for path in folder.iterdir()} == FILES - {f"{n}.png" for n in PICTURES}
+    assert files(folder) == RESULTS
 
 
 def test_a_nan_ends_the_run_and_the_epochs_before_it_are_kept(cli, tmp_path, monkeypatch, records):
@@ -241,7 +253,9 @@ def test_ctrl_c_ends_the_run_and_the_epochs_before_it_are_kept(cli, tmp_path, mo
     in_epoch_two(monkeypatch, stop)
     status, _, err = cli("train", "--epochs", 3, "--out", "r")
     assert status == 130
-    assert err.splitlines()[-1] == "minicnn: stopped; r keeps the weights after epoch 1"
+    assert err.splitlines()[-1] == (
+        "minicnn: stopped; r keeps the weights after epoch 1; go on with: minicnn train --resume r"
+    )
     assert_keeps_epoch_one(tmp_path / "r", records)
 
 
@@ -260,7 +274,7 @@ def test_a_full_disk_leaves_the_epochs_before_it_whole(cli, tmp_path, monkeypatc
     assert status == 1
     assert err.count("\n") == 1
     assert "File too large" in err
-    assert "r keeps the weights after epoch 1" in err
+    assert "r keeps the weights after epoch 1; go on with: minicnn train --resume r" in err
     assert_keeps_epoch_one(tmp_path / "r", records)
 
 
@@ -271,7 +285,7 @@ def test_nothing_is_said_to_be_kept_in_the_first_epoch(cli, tmp_path, monkeypatc
     status, _, err = cli("train", "--out", "r")
     assert status == 1
     assert "keeps" not in err
-    assert [path.name for path in (tmp_path / "r").iterdir()] == ["config.json"]
+    assert files(tmp_path / "r") == {"config.json"}
     monkeypatch.setattr("minicnn.cli.train.parse_augment", lambda text: lambda x, rng: x)
     assert cli("train", "--epochs", 1, "--out", "r")[0] == 0  # nothing was in the way
 

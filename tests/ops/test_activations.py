@@ -296,3 +296,28 @@ def test_another_version_can_run_the_backward():
     with use("reference"):
         _, cache = relu_forward(x)
     np.testing.assert_array_equal(relu_backward(dy, cache), np.where(x > 0, dy, 0))
+
+
+@pytest.mark.parametrize("version", VERSIONS["relu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_relu_blocks_every_gradient_where_it_was_off(version, dtype):
+    x = np.array([-1, -1, 0, NAN, 1, 1, -1], dtype)
+    dy = np.array([NAN, INF, -INF, INF, INF, NAN, -2], dtype)
+    with use(version):
+        y, cache = relu_forward(x)
+        dx = relu_backward(dy, cache)
+    np.testing.assert_array_equal(y, np.array([0, 0, 0, NAN, 1, 1, 0], dtype))
+    np.testing.assert_array_equal(dx, np.array([0, 0, 0, 0, INF, NAN, 0], dtype))
+    assert not np.signbit(dx).any()
+
+
+@pytest.mark.parametrize("version", VERSIONS["relu"])
+def test_relu_of_many_numbers(version):
+    """More than one piece of work for the threads, and a number left over."""
+    x = normal(np.random.default_rng(0), 3 * 8192 + 1, np.float32)
+    dy = normal(np.random.default_rng(1), x.shape, np.float32)
+    with use(version):
+        y, cache = relu_forward(x)
+        dx = relu_backward(dy, cache)
+    np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
+    np.testing.assert_array_equal(dx, np.where(x > 0, dy, 0))

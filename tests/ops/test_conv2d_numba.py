@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,14 +13,19 @@ from hypothesis import strategies as st
 from minicnn import ops, use
 from minicnn.shapes import window
 from opchecks import both_ways
-from strategies import normal, paddings, pairs, seeds
+from strategies import conv_cases, normal, paddings, pairs, seeds
 
 numba = pytest.importorskip("numba", reason="Numba is not installed")
 
-from minicnn.ops import conv2d_numba  # noqa: E402  (needs Numba)
+from minicnn.ops import conv2d_channels, conv2d_numba, conv2d_planes  # noqa: E402  (needs Numba)
+from minicnn.ops.conv2d_maps import Geometry  # noqa: E402
+from minicnn.ops.vector import ROWS, lanes  # noqa: E402
 
 PAIR = ops.conv2d_forward, ops.conv2d_backward
 NAMES = ("y", "dx", "dw", "db")
+both = pytest.mark.parametrize(
+    "kernels", [conv2d_channels, conv2d_planes], ids=["channels", "planes"]
+)
 
 
 def draw(seed, x_shape, w_shape, dtype=np.float32):
@@ -40,13 +46,14 @@ def assert_equals_numpy(arrays, **kwargs):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
-def plans(N, C, F, size, kernel, padding=0, groups=1):
-    win = window("test", kernel, padding=padding)
-    L = conv2d_numba.lanes(np.float32)
-    return [
-        conv2d_numba._plan(adjoint, N, L, C, size, size, F, win, groups)
-        for adjoint in (False, True)
-    ]
+@contextmanager
+def only(kernels):
+    """Let one of the two sets of kernels run, whatever the shapes."""
+    choose, conv2d_numba._kernels = conv2d_numba._kernels, lambda geometry, x: kernels
+    try:
+        yield
+    finally:
+        conv2d_numba._kernels = choose
 
 
 @st.composite
@@ -60,45 +67,69 @@ def large_cases(draw):
     return (N, CG * groups, H, W), (FG * groups, CG, *kernel), kwargs
 
 
-@given(case=large_cases(), seed=seeds)
-def test_many_channels_and_images(case, seed):
+@st.composite
+def depthwise_cases(draw):
+    (N, _, H, W), (_, _, *kernel), kwargs = draw(large_cases())
+    channels = draw(st.integers(2, 40))
+    return (N, channels, H, W), (channels, 1, *kernel), {**kwargs, "groups": channels}
+
+
+@both
+@given(case=st.one_of(large_cases(), conv_cases(), depthwise_cases()), seed=seeds)
+def test_either_kernels_take_any_shape(kernels, case, seed):
     x_shape, w_shape, kwargs = case
-    assert_equals_numpy(draw(seed, x_shape, w_shape), **kwargs)
+    with only(kernels):
+        assert_equals_numpy(draw(seed, x_shape, w_shape), **kwargs)
 
 
 @settings(max_examples=20)
 @given(case=large_cases(), seed=seeds, band_bytes=st.sampled_from([1, 20_000]))
 def test_bands_of_few_rows(case, seed, band_bytes):
     x_shape, w_shape, kwargs = case
-    before = conv2d_numba.BAND_BYTES
-    conv2d_numba.BAND_BYTES = band_bytes
-    conv2d_numba._plan.cache_clear()
+    before = conv2d_channels.BAND_BYTES
+    conv2d_channels.BAND_BYTES = band_bytes
+    conv2d_channels._plan.cache_clear()
     try:
-        assert_equals_numpy(draw(seed, x_shape, w_shape), **kwargs)
+        with only(conv2d_channels):
+            assert_equals_numpy(draw(seed, x_shape, w_shape), **kwargs)
     finally:
-        conv2d_numba.BAND_BYTES = before
-        conv2d_numba._plan.cache_clear()
+        conv2d_channels.BAND_BYTES = before
+        conv2d_channels._plan.cache_clear()
 
 
-@pytest.mark.parametrize("N", [8, 13, 16, 17])
-def test_each_packing_is_chosen_somewhere_and_right(N):
-    shallow, deep = (N, 1, 12, 12), (N, 40, 8, 8)
-    assert plans(N, 1, 32, 12, 5)[1].in_lanes == (conv2d_numba.lanes(np.float32) <= N)
-    assert_equals_numpy(draw(0, shallow, (32, 1, 5, 5)))
-    beside = plans(N, 40, 300, 8, 3, padding=1)[0].beside
-    assert beside == (conv2d_numba.ROWS if N % conv2d_numba.ROWS == 0 else 1)
-    assert_equals_numpy(draw(0, deep, (300, 40, 3, 3)), padding=1)
-    assert plans(N, 40, 40, 8, 3, groups=40)[0].lanewise
-    assert_equals_numpy(draw(0, deep, (40, 1, 3, 3)), groups=40)
+@pytest.mark.parametrize("N", [ROWS, ROWS + 5, 2 * ROWS])
+def test_images_side_by_side_where_that_pays(N):
+    geometry = Geometry(False, 40, 8, 8, 300, window("test", 3, padding=1), 1)
+    plan = conv2d_channels._plan(geometry, N, lanes(np.float32))
+    assert plan.images == (ROWS if N % ROWS == 0 else 1)
+    assert_equals_numpy(draw(0, (N, 40, 8, 8), (300, 40, 3, 3)), padding=1)
 
 
+@pytest.mark.parametrize(
+    ("C", "F", "groups", "adjoint", "kernels"),
+    [
+        (64, 64, 1, False, conv2d_channels),
+        (1, 64, 1, False, conv2d_channels),
+        (1, 64, 1, True, conv2d_planes),
+        (64, 1, 1, False, conv2d_planes),
+        (64, 64, 64, True, conv2d_channels),
+        (64, 64, 32, False, conv2d_planes),
+        (2, 2, 2, False, conv2d_planes),
+    ],
+)
+def test_the_lanes_are_full(C, F, groups, adjoint, kernels):
+    geometry = Geometry(adjoint, C, 9, 9, F, window("test", 3), groups)
+    assert conv2d_numba._kernels(geometry, np.zeros(1, np.float32)) is kernels
+
+
+@both
 @pytest.mark.parametrize("positive", [False, True])
-def test_float32_error_is_small_for_long_sums(positive):
-    # 64 * 32 * 32 terms in dw and db, 576 in y and dx.
-    arrays = draw(0, (64, 64, 32, 32), (64, 64, 3, 3))
+def test_float32_error_is_small_for_long_sums(kernels, positive):
+    # 16 * 32 * 32 terms in dw and db, 576 in y and dx.
+    arrays = draw(0, (16, 64, 32, 32), (64, 64, 3, 3))
     if positive:  # no cancellation: partial sums grow with their length
         arrays = [abs(a) for a in arrays]
-    with use("numba"):
+    with use("numba"), only(kernels):
         y, cache = ops.conv2d_forward(*arrays, padding=1)
         dy = normal(np.random.default_rng(1), y.shape, y.dtype)
         dy = abs(dy) if positive else dy
@@ -114,13 +145,14 @@ def test_float32_error_is_small_for_long_sums(positive):
         assert error < 8, name
 
 
-def test_whole_numbers_are_exact():
+@both
+def test_whole_numbers_are_exact(kernels):
     rng = np.random.default_rng(0)
     shapes = (20, 18, 9, 9), (33, 18, 3, 3), (33,)
     arrays = [rng.integers(-8, 9, shape).astype(np.float32) for shape in shapes]
     results = []
     for version in ("numba", "numpy"):
-        with use(version):
+        with use(version), only(kernels):
             y, cache = ops.conv2d_forward(*arrays, padding=1)
             dy = np.random.default_rng(1).integers(-8, 9, y.shape).astype(np.float32)
             results.append((y, *ops.conv2d_backward(dy, cache)))
@@ -163,20 +195,33 @@ def test_two_python_threads_get_right_results():
     assert not any(wrong)
 
 
+@both
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["x", "w", "dy"])
-def test_what_is_not_finite_spreads_as_in_the_reference(where, bad):
+def test_what_is_not_finite_spreads_as_in_the_reference(kernels, where, bad):
     x, w, b = draw(0, (8, 3, 5, 5), (4, 3, 3, 3))
     dy = normal(np.random.default_rng(1), (8, 4, 5, 5), np.float32)
     {"x": x, "w": w, "dy": dy}[where][0, 1, 0, 0] = bad  # a tap or pixel that meets padding
     results = []
     for version in ("numba", "reference"):
-        with use(version), np.errstate(invalid="ignore"):
+        with use(version), only(kernels), np.errstate(invalid="ignore"):
             y, cache = ops.conv2d_forward(x, w, b, padding=1)
             results.append((y, *ops.conv2d_backward(dy, cache)))
     for name, got, want in zip(NAMES, *results):
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=name)
         np.testing.assert_array_equal(np.isposinf(got), np.isposinf(want), err_msg=name)
+
+
+@both
+def test_nan_that_meets_only_padding_counts(kernels):
+    x, w = np.ones((1, 1, 2, 2), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    with use("numba"), only(kernels):
+        y, cache = ops.conv2d_forward(x, w, padding=1)
+        dy = np.zeros_like(y)
+        dy[0, 0, 0, 0] = np.nan
+        dx, dw, _ = ops.conv2d_backward(dy, cache)
+    assert np.isnan(dw).all()
+    assert not dx.any()
 
 
 def test_results_are_fresh():

@@ -1,53 +1,32 @@
-"""Pictures of a training run: curves, confusion matrix, filters and the worst mistakes.
-
-Every function returns a ``matplotlib.figure.Figure`` made without pyplot, so that no window
-opens, no backend is chosen and nothing global changes: ``figure.savefig("curves.png")`` writes
-it, and a notebook shows it after ``%matplotlib inline``. Blue stands for what is right and orange
-for what is wrong, a pair that can be told apart with any colour vision; ``theme="dark"`` gives
-the same pictures on a dark ground.
-
-References
-----------
-M. Okabe, K. Ito, "Color universal design", 2002 (the colours).
-"""
+"""Pictures of a training run: curves, confusion matrix, filters and the worst mistakes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from minicnn.backend import Array, to_cpu
+from minicnn.plots.theme import (
+    MEDIUM,
+    SMALL,
+    Axes,
+    Figure,
+    Theme,
+    choose,
+    colour_bar,
+    diverging,
+    empty_figure,
+    frame,
+    graph,
+    short,
+)
 from minicnn.shapes import check_ndim, check_shape, integer
 
-__all__ = ["confusion_matrix", "plot_confusion", "plot_filters", "plot_history", "plot_mistakes"]
-
-# Matplotlib is imported where a picture is drawn, so its types are not at hand.
-Figure = Any
-Axes = Any
-
-
-class Theme(NamedTuple):
-    """Colours of a picture."""
-
-    paper: str
-    ink: str
-    faint: str  # grid, frames and gaps
-    blue: str  # test, and what is right
-    orange: str  # train, and what is wrong
-
-
-THEMES = {
-    "light": Theme("#ffffff", "#222222", "#dddddd", "#0072b2", "#d55e00"),
-    "dark": Theme("#1b1e23", "#e8e8e8", "#4a4f58", "#56b4e9", "#e69f00"),
-}
-
-SMALL, MEDIUM, LARGE = 8, 9, 11  # font sizes in points
 LINE = 13  # points from one label to the next
 MAX_COUNTED = 30  # up to so many classes the confusion matrix has room for numbers
-MAX_NAME = 14  # characters of a class's name
 ZOOM = 8  # elements to a weight, so that gaps between filters can be narrower than a weight
 
 
@@ -77,8 +56,8 @@ def plot_history(history: Sequence[Mapping[str, Any]], *, theme: str = "light") 
 
     if not history:
         raise ValueError("plot_history: history: expected at least one record, got none")
-    colours = _theme("plot_history", theme)
-    figure = _figure(9, 3.4, colours)
+    colours = choose("plot_history", theme)
+    figure = empty_figure(9, 3.4, colours)
     left, right = figure.subplots(1, 2)
     curves = {
         (part, name): np.array([_value(record, f"{part}_{name}") for record in history])
@@ -136,14 +115,14 @@ def plot_confusion(
     counts = confusion_matrix(y, predicted, n)
     hits, total = int(np.trace(counts)), int(counts.sum())
 
-    colours = _theme(op, theme)
-    names = [_short(name) for name in classes]
+    colours = choose(op, theme)
+    names = [short(name) for name in classes]
     side = 0.42 * n if n <= MAX_COUNTED else 8.0
     margin = 0.5 + 0.08 * max(map(len, names))
-    figure = _figure(max(side + margin + 0.7, 3.6), max(side + margin + 0.4, 3), colours)
+    figure = empty_figure(max(side + margin + 0.7, 3.6), max(side + margin + 0.4, 3), colours)
     ax = figure.subplots()
     share = f" ({hits / total:.2%})" if total else ""
-    _frame(ax, f"{hits:,} of {total:,} right{share}", colours)
+    frame(ax, f"{hits:,} of {total:,} right{share}", colours)
     cells = _confusion_cells(counts, colours)
     ax.imshow(cells, interpolation="none")
     for axis, what in ((ax.xaxis, "predicted"), (ax.yaxis, "true")):
@@ -184,8 +163,6 @@ def plot_filters(weight: Array, *, theme: str = "light") -> Figure:
     ValueError
         If `weight` has not four axes, or no element.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
     weight = np.asarray(to_cpu(weight), np.float64)
     check_ndim("plot_filters", "weight", weight, "(F, C, KH, KW)")
     if not weight.size:
@@ -195,21 +172,17 @@ def plot_filters(weight: Array, *, theme: str = "light") -> Figure:
     limit = float(np.abs(weight[np.isfinite(weight)]).max(initial=0)) or 1.0
     sheet = _sheet(weight, columns, empty=-2 * limit)
 
-    colours = _theme("plot_filters", theme)
+    colours = choose("plot_filters", theme)
     width = min(8.0, 0.13 * sheet.shape[1] / ZOOM)
     height = width * sheet.shape[0] / sheet.shape[1]
-    figure = _figure(max(width + 1, 3.6), max(height + 0.5, 1.6), colours)
+    figure = empty_figure(max(width + 1, 3.6), max(height + 0.5, 1.6), colours)
     ax = figure.subplots()
     planes = {1: "", 3: ": red, green, blue"}.get(C, f" on {C} channels")
-    _frame(ax, f"{F} filters of {KH}x{KW}{planes}", colours)
+    frame(ax, f"{F} filters of {KH}x{KW}{planes}", colours)
     ax.set_axis_off()
-    signed = LinearSegmentedColormap.from_list(
-        "signed", [colours.blue, colours.paper, colours.orange]
-    ).with_extremes(bad=colours.faint, under=colours.paper)
+    signed = diverging(colours).with_extremes(bad=colours.faint, under=colours.paper)
     image = ax.imshow(sheet, cmap=signed, vmin=-limit, vmax=limit, interpolation="none")
-    bar = figure.colorbar(image, ax=ax, pad=0.02, aspect=15)
-    bar.outline.set_edgecolor(colours.faint)
-    bar.ax.tick_params(color=colours.faint, labelcolor=colours.ink, labelsize=SMALL)
+    colour_bar(figure, image, ax, colours)
     return figure
 
 
@@ -264,44 +237,21 @@ def plot_mistakes(
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:n]
     columns = min(len(worst), 8) or 1
     rows = -(-len(worst) // columns)
-    side = 0.65 + 0.06 * max(map(len, map(_short, classes)))
+    side = 0.65 + 0.06 * max(map(len, map(short, classes)))
 
-    colours = _theme(op, theme)
-    figure = _figure(max(side * columns, 4), (side * H / W + 0.4) * rows + 0.5, colours)
+    colours = choose(op, theme)
+    figure = empty_figure(max(side * columns, 4), (side * H / W + 0.4) * rows + 0.5, colours)
     figure.suptitle(_count_mistakes(len(worst), len(wrong), N), color=colours.ink, fontsize=MEDIUM)
     for place, i in enumerate(worst):
         ax = figure.add_subplot(rows, columns, place + 1)
-        _frame(ax, _short(classes[y[i]]), colours)
+        frame(ax, short(classes[y[i]]), colours)
         ax.set_xticks([])
         ax.set_yticks([])
         picture = np.asarray(to_cpu(x[i])).transpose(1, 2, 0).clip(0, 1)  # (H, W, C)
         ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="none")
-        text = f"{_short(classes[predicted[i]])}  {probabilities[i, predicted[i]]:.0%}"
+        text = f"{short(classes[predicted[i]])}  {probabilities[i, predicted[i]]:.0%}"
         ax.set_xlabel(text, color=colours.orange, fontsize=MEDIUM, parse_math=False)
     return figure
-
-
-# ------------------------------------------------------------ what the pictures share
-
-
-def _theme(op: str, theme: str) -> Theme:
-    if theme not in THEMES:
-        raise ValueError(f"{op}: theme: expected one of {', '.join(THEMES)}, got {theme!r}")
-    return THEMES[theme]
-
-
-def _figure(width: float, height: float, colours: Theme) -> Figure:
-    """An empty figure, sizes in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure((width, height), dpi=130, facecolor=colours.paper, layout="constrained")
-
-
-def _frame(ax: Axes, title: str, colours: Theme) -> None:
-    ax.set_facecolor(colours.paper)
-    ax.set_title(title, color=colours.ink, fontsize=MEDIUM, parse_math=False)
-    ax.tick_params(which="both", color=colours.faint, labelcolor=colours.ink, labelsize=SMALL)
-    ax.spines[:].set_color(colours.faint)
 
 
 def _labels(op: str, name: str, y: Array, n: int) -> np.ndarray:
@@ -318,10 +268,6 @@ def _labels(op: str, name: str, y: Array, n: int) -> np.ndarray:
     return y.astype(np.int64)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
-
-
 # ------------------------------------------------------------ curves
 
 
@@ -333,12 +279,8 @@ def _value(record: Mapping[str, Any], key: str) -> float:
 def _prepare_curves(ax: Axes, name: str, colours: Theme) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    _frame(ax, name, colours)
-    ax.set_xlabel("epoch", color=colours.ink, fontsize=MEDIUM)
+    graph(ax, name, "epoch", "", colours)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.grid(color=colours.faint, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _set_log_scale(ax: Axes) -> None:

@@ -1,0 +1,92 @@
+"""Check a hand-written backward pass, and learn what is wrong with it.
+
+`gradcheck` compares any pair of functions, layer or model with finite differences.
+"""
+
+from minicnn.gradcheck.catalog import OPS
+from minicnn.gradcheck.check import gradcheck
+from minicnn.gradcheck.differences import (
+    STEP,
+    STREAM,
+    Check,
+    Step,
+    adjoint_gap,
+    compare,
+    numerical_gradient,
+    sweep,
+)
+from minicnn.gradcheck.hints import Hint
+from minicnn.gradcheck.kernels import (
+    check_adaptive_avg_pool2d,
+    check_avg_pool2d,
+    check_batch_norm,
+    check_bce_with_logits,
+    check_conv2d,
+    check_conv_transpose2d,
+    check_cross_entropy,
+    check_dropout,
+    check_elu,
+    check_flatten,
+    check_gelu,
+    check_group_norm,
+    check_kernel,
+    check_l1_loss,
+    check_layer_norm,
+    check_leaky_relu,
+    check_linear,
+    check_log_softmax,
+    check_max_pool2d,
+    check_mse_loss,
+    check_nll_loss,
+    check_relu,
+    check_sigmoid,
+    check_silu,
+    check_softmax,
+    check_softplus,
+    check_tanh,
+)
+from minicnn.gradcheck.report import GradcheckReport
+from minicnn.gradcheck.shrink import Smallest
+
+__all__ = [
+    "OPS",
+    "STEP",
+    "STREAM",
+    "Check",
+    "GradcheckReport",
+    "Hint",
+    "Smallest",
+    "Step",
+    "adjoint_gap",
+    "check_adaptive_avg_pool2d",
+    "check_avg_pool2d",
+    "check_batch_norm",
+    "check_bce_with_logits",
+    "check_conv2d",
+    "check_conv_transpose2d",
+    "check_cross_entropy",
+    "check_dropout",
+    "check_elu",
+    "check_flatten",
+    "check_gelu",
+    "check_group_norm",
+    "check_kernel",
+    "check_l1_loss",
+    "check_layer_norm",
+    "check_leaky_relu",
+    "check_linear",
+    "check_log_softmax",
+    "check_max_pool2d",
+    "check_mse_loss",
+    "check_nll_loss",
+    "check_relu",
+    "check_sigmoid",
+    "check_silu",
+    "check_softmax",
+    "check_softplus",
+    "check_tanh",
+    "compare",
+    "gradcheck",
+    "numerical_gradient",
+    "sweep",
+]

@@ -1,0 +1,457 @@
+# mypy: disallow-untyped-defs=False
+# (the compiled functions get their types from Numba)
+"""conv2d by Winograd's method: 3x3 and 5x5 kernels of stride 1, with far fewer products.
+
+The output is cut into tiles of M x M. All maps are in layout LAST, (N, H, W, P) with channels in
+the lanes (see `minicnn.ops.last`), so every step works on whole vectors:
+
+    V = B' x B        of the T x T patch under each tile, for each channel     (T*T, tiles, C)
+    U = G w G'        of each pair of channel and filter                       (T*T, C, F)
+    m[k] = V[k] U[k]  T*T matrix products                                      (T*T, tiles, F)
+    y = A' m A        M x M outputs, then bias, ReLU and max-pool              (tiles, M, M, F)
+
+F(4x4, 3x3) does with 36 products what takes 144, F(2x2, 5x5) what takes 100. The gradient of x is
+the same with w turned round and its channels and filters swapped. That of w is a correlation too,
+of a patch of x with a tile of dy: F(3x3, 4x4), or F(5x5, 2x2).
+
+It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive to rounding. In
+float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 3e-6
+(`benchmarks/float32_error.py`). Numbers near the largest float may overflow inside.
+
+An item of work is a number of tiles whose arrays stay in the cache. The sums of dw are taken in
+parts that depend on the shapes alone, so any number of threads gives the same bits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from minicnn.backend import Array
+from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.last import OFF, padded, to_last
+from minicnn.ops.vector import (
+    BLOCK,
+    ROWS,
+    add,
+    lane_count,
+    lanes,
+    load,
+    maximum,
+    multiples,
+    offsets,
+    outer_tile,
+    relu_winner,
+    store,
+    take_larger,
+    tile_add,
+    tile_load,
+    tile_store,
+    winner_of,
+    zero,
+    zeros,
+)
+from minicnn.ops.winograd import (
+    T,
+    load_grid,
+    transform_filter,
+    transform_input,
+    transform_output,
+)
+from minicnn.shapes import Window
+
+PRODUCTS = T * T  # of a tile
+WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
+OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
+PARTS_BYTES = 64 << 20  # partial weight gradients may take so much
+OUTPUTS = {3: 4, 5: 2}  # M for R
+
+
+class Plan(NamedTuple):
+    """Sizes and tables of one geometry; "source" is what is read, "target" what is written."""
+
+    source_image: int
+    target_image: int
+    C: int  # channels of the source
+    P: int  # and as they lie in memory
+    F: int  # filters of the target
+    Q: int
+    tile_rows: int
+    tile_columns: int
+    target_rows: int
+    target_columns: int
+    rows: np.ndarray  # (tile_rows * T,) where the rows of a tile's patch begin in an image
+    columns: np.ndarray  # (tile_columns * T,)
+    dy_rows: np.ndarray  # (tile_rows * M,) where those of the tile begin in the target
+    dy_columns: np.ndarray  # (tile_columns * M,)
+    channels: np.ndarray  # (C,) 0, 1, 2, ...
+    item: int  # tiles of an item of work
+    source_step: int  # from one of its T*T matrices to the next
+    target_step: int
+    tiles: np.ndarray  # (item,) 0, P, 2 * P, ...
+    pool_rows: int
+    pool_columns: int
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int, M: int,
+    pool: tuple[int, int], L: int, forward: bool,
+) -> Plan:  # fmt: skip
+    P, Q = round_up(C, L), round_up(F, L)
+    # Tiles that a floor-mode pool drops are not computed.
+    used_rows, used_columns = OH // pool[0] * pool[0], OW // pool[1] * pool[1]
+    tile_rows, tile_columns = -(-used_rows // M), -(-used_columns // M)
+
+    # An item of the gradient goes through all of its sums: they should not outweigh its tiles.
+    item = 32 if forward else max(32, round_up(C * F // (C + F), ROWS))
+
+    def patch(tiles: int, size: int, before: int, step: int, width: int) -> np.ndarray:
+        at = (np.arange(tiles)[:, None] * M - before + np.arange(width)).ravel()
+        return np.where((at >= 0) & (at < size), at * step, OUTSIDE)
+
+    return Plan(
+        source_image=H * W * P,
+        target_image=OH * OW * Q,
+        C=C,
+        P=P,
+        F=F,
+        Q=Q,
+        tile_rows=tile_rows,
+        tile_columns=tile_columns,
+        target_rows=OH,
+        target_columns=OW,
+        rows=patch(tile_rows, H, top, W * P, T),
+        columns=patch(tile_columns, W, left, P, T),
+        dy_rows=patch(tile_rows, OH, 0, OW * Q, M),
+        dy_columns=patch(tile_columns, OW, 0, Q, M),
+        channels=np.arange(C, dtype=np.int32),
+        item=item,
+        source_step=item * P + L,  # a multiple of 4 KiB would throw T*T lines on one cache set
+        target_step=item * Q + L,
+        tiles=np.arange(item, dtype=np.int32) * P,
+        pool_rows=pool[0],
+        pool_columns=pool[1],
+    )
+
+
+# ---------------------------------------------------------------- transforms of an item
+
+
+@kernel()
+def _transform_source(x, first, count, plan, none, out):
+    """Write V of some tiles: ``out[k, tile, c]``."""
+    L = lane_count(x)
+    each = plan.tile_rows * plan.tile_columns
+    places = multiples(0, PRODUCTS - 1, plan.source_step, PRODUCTS)
+    for g in range(count):
+        n, q = (first + g) // each, (first + g) % each
+        i, j = q // plan.tile_columns, q % plan.tile_columns
+        rows = offsets(plan.rows, i * T, i * T + T - 1, T)
+        columns = offsets(plan.columns, j * T, j * T + T - 1, T)
+        for c in range(0, plan.P, L):
+            patch = load_grid(x, n * plan.source_image + c, rows, columns, none)
+            tile_store(transform_input(patch), out, g * plan.P + c, places)
+
+
+@kernel()
+def _transform_gradient(dy, first, count, plan, grid, none, out):
+    """Write the transforms of some tiles of dy: ``out[k, tile, f]``."""
+    L, M = lane_count(dy), len(grid)
+    each = plan.tile_rows * plan.tile_columns
+    places = multiples(0, PRODUCTS - 1, plan.target_step, PRODUCTS)
+    for g in range(count):
+        n, q = (first + g) // each, (first + g) % each
+        i, j = q // plan.tile_columns, q % plan.tile_columns
+        rows = offsets(plan.dy_rows, i * M, i * M + M - 1, M)
+        columns = offsets(plan.dy_columns, j * M, j * M + M - 1, M)
+        for f in range(0, plan.Q, L):
+            tile = load_grid(dy, n * plan.target_image + f, rows, columns, none)
+            tile_store(transform_filter(tile), out, g * plan.Q + f, places)
+
+
+@kernel()
+def _transform_target(products, first, count, plan, grid, bias, relu, scratch, y, winner):
+    """Write y of some tiles, or the pooled y and who won."""
+    L, M = lane_count(y), len(grid)
+    each = plan.tile_rows * plan.tile_columns
+    places = multiples(0, PRODUCTS - 1, plan.target_step, PRODUCTS)
+    acc = zeros(y, PRODUCTS)
+    line = multiples(0, 0, 0, 1)
+    KH, KW = plan.pool_rows, plan.pool_columns
+    PH, PW = plan.target_rows // KH, plan.target_columns // KW
+    for g in range(count):
+        n, q = (first + g) // each, (first + g) % each
+        i, j = q // plan.tile_columns * M, q % plan.tile_columns * M
+        height, width = min(M, plan.target_rows - i), min(M, plan.target_columns - j)
+        for f in range(0, plan.Q, L):
+            product = tile_load(acc, products, g * plan.Q + f, places)
+            tile_store(transform_output(product, grid), scratch, 0, line)
+            b = load(bias, f)
+            if KH * KW == 1:
+                for r in range(height):
+                    to = n * plan.target_image + ((i + r) * plan.target_columns + j) * plan.Q + f
+                    for s in range(width):
+                        v = add(load(scratch, (r * M + s) * L), b)
+                        store(y, to + s * plan.Q, maximum(zero(y), v) if relu else v)
+            else:  # the windows lie within the tiles
+                for r in range(0, height - KH + 1, KH):
+                    for s in range(0, width - KW + 1, KW):
+                        best = add(load(scratch, (r * M + s) * L), b)
+                        who = winner_of(0, y)
+                        for p in range(KH):
+                            for t in range(KW):
+                                v = add(load(scratch, ((r + p) * M + s + t) * L), b)
+                                best, who = take_larger(best, who, v, p * KW + t)
+                        to = ((n * PH + (i + r) // KH) * PW + (j + s) // KW) * plan.Q + f
+                        if relu:
+                            best, who = relu_winner(best, who, OFF)
+                        store(y, to, best)
+                        if winner.size:
+                            store(winner, to, who)
+
+
+# ---------------------------------------------------------------- products of an item
+
+
+@kernel(inline=True)
+def _panel_products(acc, v, u, f, k, count, plan, out):
+    """``out[k, tile, f ...] = sum over c of v[k, tile, c] * u[k, c, f ...]``, on one panel."""
+    width = lane_count(u) * (len(acc) // ROWS)
+    v0, u0, out0 = k * plan.source_step, (k * plan.Q + f) * plan.C, k * plan.target_step + f
+    for t in range(0, count, ROWS):
+        rows = offsets(plan.tiles, t, count - 1, ROWS)  # past the end: the last tile again
+        sums = acc
+        for c in range(0, plan.C, BLOCK):
+            n, at = min(BLOCK, plan.C - c), u0 + c * width
+            block = outer_tile(acc, v, v0, rows, plan.channels, c, n, u, at, width)
+            sums = tile_add(sums, block)
+        tile_store(sums, out, out0, multiples(t, count - 1, plan.Q, ROWS))
+
+
+@kernel()
+def _products(v, u, count, plan, out):
+    L = lane_count(u)
+    for k in range(PRODUCTS):
+        for f in range(0, plan.Q, 2 * L):
+            if f + L < plan.Q:
+                _panel_products(zeros(u, WIDE), v, u, f, k, count, plan, out)
+            else:
+                _panel_products(zeros(u, ROWS), v, u, f, k, count, plan, out)
+
+
+@kernel(inline=True)
+def _panel_gradients(acc, v, d, f, k, count, plan, du):
+    """``du[k, c, f ...] += sum over tiles of v[k, tile, c] * d[k, tile, f ...]``, on one panel."""
+    v0, d0 = k * plan.source_step, k * plan.target_step + f
+    for c in range(0, plan.C, ROWS):
+        rows = multiples(c, plan.C - 1, 1, ROWS)
+        places = multiples(c, plan.C - 1, plan.Q, ROWS)
+        sums = outer_tile(acc, v, v0, rows, plan.tiles, 0, count, d, d0, plan.Q)
+        at = k * plan.C * plan.Q + f
+        tile_store(tile_add(tile_load(acc, du, at, places), sums), du, at, places)
+
+
+@kernel()
+def _gradients(v, d, count, plan, du):
+    L = lane_count(d)
+    for k in range(PRODUCTS):
+        for f in range(0, plan.Q, 2 * L):
+            if f + L < plan.Q:
+                _panel_gradients(zeros(d, WIDE), v, d, f, k, count, plan, du)
+            else:
+                _panel_gradients(zeros(d, ROWS), v, d, f, k, count, plan, du)
+
+
+# ---------------------------------------------------------------- filters
+
+
+@kernel()
+def _transform_filter(w, c, turned, plan, taps, u):
+    """Write U of one channel of the source, panel by panel: ``u[k, panel, c, f]``."""
+    L, K = lane_count(w), len(taps)
+    at, step = (c * K + K - 1, -plan.Q) if turned else (c * K, plan.Q)
+    for f in range(0, plan.Q, L):
+        panel = f // (2 * L) * (2 * L)
+        width = min(2 * L, plan.Q - panel)
+        to = panel * plan.C + c * width + f - panel
+        g = tile_load(zeros(w, taps), w, at * plan.Q + f, multiples(0, K - 1, step, taps))
+        places = multiples(0, PRODUCTS - 1, plan.C * plan.Q, PRODUCTS)
+        tile_store(transform_filter(g), u, to, places)
+
+
+@kernel()
+def _write_filter(du, c, plan, taps, grid, scratch, dw):
+    """Write dw of one channel, (F, C, K) flat, from the sums ``du[k, c, f]``."""
+    L, K = lane_count(du), len(taps)
+    acc = zeros(du, PRODUCTS)
+    places = multiples(0, PRODUCTS - 1, plan.C * plan.Q, PRODUCTS)
+    for f in range(0, plan.Q, L):
+        product = tile_load(acc, du, c * plan.Q + f, places)
+        tile_store(transform_output(product, grid), scratch, 0, multiples(0, 0, 0, 1))
+        for lane in range(min(L, plan.F - f)):
+            at = ((f + lane) * plan.C + c) * K
+            for k in range(K):
+                dw[at + k] = scratch[k * L + lane]
+
+
+# ---------------------------------------------------------------- whole batches
+
+
+@kernel(parallel=True)
+def _correlate(x, w, turned, bias, relu, y, winner, N, plan, grid, taps, none, u, vs, ms, scratch):
+    for c in numba.prange(plan.C):
+        _transform_filter(w, c, turned, plan, taps, u)
+    threads = len(vs)
+    tiles = N * plan.tile_rows * plan.tile_columns
+    items = (tiles + plan.item - 1) // plan.item
+    for t in numba.prange(threads):
+        for i in range(t * items // threads, (t + 1) * items // threads):
+            first, count = i * plan.item, min(plan.item, tiles - i * plan.item)
+            _transform_source(x, first, count, plan, none, vs[t])
+            _products(vs[t], u, count, plan, ms[t])
+            _transform_target(ms[t], first, count, plan, grid, bias, relu, scratch[t], y, winner)
+
+
+@kernel(parallel=True)
+def _gradient(x, dy, dw, N, plan, grid, taps, corner, none, vs, ds, dus, scratch):
+    threads, parts = len(vs), len(dus)
+    tiles = N * plan.tile_rows * plan.tile_columns
+    items = (tiles + plan.item - 1) // plan.item
+    for t in numba.prange(threads):
+        for part in range(t * parts // threads, (t + 1) * parts // threads):
+            dus[part, :] = 0
+            for i in range(part * items // parts, (part + 1) * items // parts):
+                first, count = i * plan.item, min(plan.item, tiles - i * plan.item)
+                _transform_source(x, first, count, plan, none, vs[t])
+                _transform_gradient(dy, first, count, plan, grid, none, ds[t])
+                _gradients(vs[t], ds[t], count, plan, dus[part])
+    L = lane_count(dw)
+    for k in numba.prange(PRODUCTS):
+        for i in range(k * plan.C * plan.Q, (k + 1) * plan.C * plan.Q, L):
+            total = load(dus[0], i)
+            for part in range(1, parts):
+                total = add(total, load(dus[part], i))
+            store(dus[0], i, total)
+    for t in numba.prange(threads):
+        for c in range(t * plan.C // threads, (t + 1) * plan.C // threads):
+            _write_filter(dus[0], c, plan, taps, corner, scratch[t], dw)
+
+
+# ---------------------------------------------------------------- entry points
+
+
+def applies(w: Array, win: Window, groups: int) -> bool:
+    """Tell whether these kernels run it: 3x3 or 5x5, stride and dilation 1, one group."""
+    KH, KW = win.kernel
+    return KH == KW and KH in OUTPUTS and win.stride == win.dilation == (1, 1) and groups == 1
+
+
+def takes_pool(w: Array, pool: tuple[int, int]) -> bool:
+    """Tell whether whole windows of a pool lie in the tiles."""
+    M = OUTPUTS[w.shape[2]]
+    return M % pool[0] == M % pool[1] == 0
+
+
+def forward(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    win: Window,
+    y: Array,
+    *,
+    relu: bool = False,
+    pool: tuple[int, int] = (1, 1),
+    winner: Array | None = None,
+) -> None:
+    """Write y (N, OH, OW, Q), or the pooled y and who won, from x (N, H, W, P) and w."""
+    F, C, R, _ = w.shape
+    H, W = x.shape[1:3]
+    filters = np.empty((1, C * R * R, 1, padded(F, w.dtype)), w.dtype)
+    to_last(w.reshape(1, F, C * R * R, 1), filters)
+    (top, _), (left, _) = win.padding
+    sizes = C, H, W, F, *win.output_size("conv2d", H, W), top, left
+    _run(sizes, R, x, filters, False, b, relu, pool, y, winner)
+
+
+def input_gradient(dy: Array, w: Array, win: Window, dx: Array) -> None:
+    """Write dx (N, H, W, P) from dy (N, OH, OW, Q): the forward with w turned round."""
+    F, C, R, _ = w.shape
+    filters = np.empty((F, R * R, 1, padded(C, w.dtype)), w.dtype)
+    to_last(w.reshape(F, C, R * R, 1), filters)
+    (top, _), (left, _) = win.padding
+    sizes = F, *dy.shape[1:3], C, *dx.shape[1:3], R - 1 - top, R - 1 - left
+    _run(sizes, R, dy, filters, True, None, False, (1, 1), dx, None)
+
+
+def _run(
+    sizes: tuple[int, ...], R: int, x: Array, filters: Array, turned: bool, b: Array | None,
+    relu: bool, pool: tuple[int, int], y: Array, winner: Array | None,
+) -> None:  # fmt: skip
+    M, L = OUTPUTS[R], lanes(x.dtype)
+    plan = _plan(*sizes, M, pool, L, True)
+    bias = np.zeros(plan.Q, x.dtype)
+    if b is not None:
+        bias[: len(b)] = b
+    threads = numba.get_num_threads()
+    lent = (
+        PRODUCTS * plan.C * plan.Q,
+        threads * PRODUCTS * plan.source_step,
+        threads * PRODUCTS * plan.target_step,
+        threads * M * M * L,
+    )
+    with buffers(x.dtype, *lent) as (u, *own):
+        _correlate(
+            flat(x),
+            flat(filters),
+            turned,
+            bias,
+            relu,
+            y.reshape(-1),
+            np.empty(0, np.uint8) if winner is None else winner.reshape(-1),
+            len(x),
+            plan,
+            (0,) * M,
+            (0,) * (R * R),
+            np.zeros(L, x.dtype),
+            u,
+            *(a.reshape(threads, -1) for a in own),
+        )
+
+
+def weight_gradient(x: Array, dy: Array, win: Window, dw: Array) -> None:
+    """Write dw (F, C, R, R) from x (N, H, W, P) and dy (N, OH, OW, Q)."""
+    F, C, R, _ = dw.shape
+    M, L = OUTPUTS[R], lanes(x.dtype)
+    (top, _), (left, _) = win.padding
+    plan = _plan(C, *x.shape[1:3], F, *dy.shape[1:3], top, left, M, (1, 1), L, False)
+    size = PRODUCTS * C * plan.Q
+    items = -(-len(x) * plan.tile_rows * plan.tile_columns // plan.item)
+    parts = max(1, min(16, items, max(2, PARTS_BYTES // (size * x.itemsize))))
+    threads = numba.get_num_threads()
+    lent = (
+        threads * PRODUCTS * plan.source_step,
+        threads * PRODUCTS * plan.target_step,
+        parts * size,
+        threads * R * R * L,
+    )
+    with buffers(x.dtype, *lent) as (v, d, du, scratch):
+        _gradient(
+            flat(x),
+            flat(dy),
+            dw.reshape(-1),
+            len(x),
+            plan,
+            (0,) * M,
+            (0,) * (R * R),
+            (0,) * R,
+            np.zeros(L, x.dtype),
+            v.reshape(threads, -1),
+            d.reshape(threads, -1),
+            du.reshape(parts, -1),
+            scratch.reshape(threads, -1),
+        )

@@ -1,0 +1,290 @@
+# mypy: disallow-untyped-defs=False
+# (the compiled functions get their types from Numba)
+"""dw of a convolution behind a max-pool, for images as they come: (N, C, H, W) with few channels.
+
+As in `conv_block_lists`, only the winners count: dw[f] is the sum of g(q, f) times the patch at
+the pixel that won window q. Few channels would leave most lanes of a channels-last map empty, so
+here the patches themselves are written down (im2col), in the order of w: tap (c, p, q) in lane
+(c*KH + p)*KW + q. A patch is short, and one filter alone would wait for each sum before it adds
+the next; R filters at a time keep the machine busy, window by window. For that, every filter has
+an entry for every window, with a gradient of zero where the ReLU was off.
+
+The batch is cut into parts whose sums are added in order: the parts depend on the shapes alone,
+so any number of threads gives the same bits.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from minicnn.backend import Array
+from minicnn.ops.conv2d_maps import number_of_parts, round_up
+from minicnn.ops.conv_block_lists import OFF
+from minicnn.ops.copy_numba import clear, copy
+from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.vector import (
+    BLOCK,
+    VECTOR_BYTES,
+    add,
+    lane_count,
+    lanes,
+    lists_tile,
+    load,
+    multiples,
+    store,
+    tile_add,
+    tile_load,
+    tile_store,
+    zero,
+)
+from minicnn.shapes import Window
+
+REGISTERS = 12 if VECTOR_BYTES == 32 else 16  # vectors of a tile
+BAND_BYTES = 20 << 10  # patches of a band of windows: they stay in the L1 cache
+
+
+class Plan(NamedTuple):
+    """Sizes of one geometry. A band is some rows of windows of one image."""
+
+    channels: int
+    rows: int  # of x
+    columns: int
+    kernel_rows: int
+    kernel_columns: int
+    row_stride: int
+    column_stride: int
+    row_dilation: int
+    column_dilation: int
+    top: int
+    left: int
+    buffer_rows: int  # of a channel in a band, with padding, and
+    buffer_columns: int  # with room for a vector to be loaded at the last pixel
+    pool_rows: int
+    pool_columns: int
+    window_rows: int
+    window_columns: int
+    band: int  # rows of windows
+    patch: int  # numbers of a patch, rounded up
+    weights: int  # and those that count
+    slots: int  # numbers of a pixel of dy: filters, rounded up
+    filters: int
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    C: int, H: int, W: int, F: int, win: Window, pool: tuple[int, int], L: int
+) -> tuple[Plan, tuple[int, ...], tuple[int, ...]]:
+    """Return the plan, and tuples of R and V zeros: their lengths choose the kernels."""
+    OH, OW = win.output_size("conv_block", H, W)
+    PH, PW = OH // pool[0], OW // pool[1]
+    weights = C * win.kernel[0] * win.kernel[1]
+    vectors = -(-weights // L)
+    V = max(v for v in range(1, 9) if vectors % v == 0)
+    R = max(r for r in (1, 2, 4, 8, 16) if r <= L and r * V <= max(V, REGISTERS))
+    patch = vectors * L
+    row = pool[0] * PW * pool[1] * patch * (VECTOR_BYTES // L)
+    band = max(1, min(PH, BAND_BYTES // max(1, row)))
+    plan = Plan(
+        channels=C,
+        rows=H,
+        columns=W,
+        kernel_rows=win.kernel[0],
+        kernel_columns=win.kernel[1],
+        row_stride=win.stride[0],
+        column_stride=win.stride[1],
+        row_dilation=win.dilation[0],
+        column_dilation=win.dilation[1],
+        top=win.padding[0][0],
+        left=win.padding[1][0],
+        buffer_rows=(band * pool[0] - 1) * win.stride[0] + win.extent[0],
+        buffer_columns=win.padded(H, W)[1] + L,
+        pool_rows=pool[0],
+        pool_columns=pool[1],
+        window_rows=PH,
+        window_columns=PW,
+        band=band,
+        patch=patch,
+        weights=weights,
+        slots=round_up(F, L),
+        filters=F,
+    )
+    return plan, (0,) * R, (0,) * V
+
+
+@kernel()
+def _copy_rows(x, n, first, plan, out):
+    """Copy what a band from pixel row `first` on reads of an image, zeros where there is none."""
+    width = plan.buffer_columns
+    top = first * plan.row_stride - plan.top
+    for c in range(plan.channels):
+        for i in range(plan.buffer_rows):
+            to = (c * plan.buffer_rows + i) * width
+            clear(out, to, width)
+            if 0 <= top + i < plan.rows:
+                start = ((n * plan.channels + c) * plan.rows + top + i) * plan.columns
+                to += plan.left
+                copy(x, start, plan.columns, out, to)
+
+
+@kernel()
+def _write_patches(rows, count, plan, out):
+    """Write the patches of `count` rows of pixels side by side.
+
+    A row of taps is stored as whole vectors, the surplus of which the next row overwrites.
+    """
+    L = lane_count(rows)
+    KW, step = plan.kernel_columns, plan.column_stride
+    for i in range(count):
+        for j in range(plan.window_columns * plan.pool_columns):
+            to = (i * plan.window_columns * plan.pool_columns + j) * plan.patch
+            for c in range(plan.channels):
+                for p in range(plan.kernel_rows):
+                    row = i * plan.row_stride + p * plan.row_dilation
+                    at = (c * plan.buffer_rows + row) * plan.buffer_columns + j * step
+                    if plan.column_dilation == 1:
+                        for q in range(0, KW, L):
+                            store(out, to + q, load(rows, at + q))
+                    else:
+                        for q in range(KW):
+                            out[to + q] = rows[at + q * plan.column_dilation]
+                    to += KW
+
+
+@kernel()
+def _list_windows(dy, winner, n, first, end, plan, at_of, g):
+    """For every window and filter: where the winner's patch is, and its gradient."""
+    row = plan.window_columns * plan.pool_columns * plan.patch  # from a row of pixels to the next
+    skip = row - plan.pool_columns * plan.patch
+    # k // pool_columns without a division, exact for a byte: lanes can do it.
+    inverse = 65536 // plan.pool_columns + 1
+    z = 0
+    for i in range(first, end):
+        for j in range(plan.window_columns):
+            base = (i - first) * plan.pool_rows * row + j * plan.pool_columns * plan.patch
+            e = ((n * plan.window_rows + i) * plan.window_columns + j) * plan.slots
+            mine, gradients = winner[e : e + plan.slots], dy[e : e + plan.slots]
+            at, out = at_of[z : z + plan.slots], g[z : z + plan.slots]
+            for f in range(plan.slots):
+                k = np.int32(mine[f])
+                on = k != OFF
+                k = k if on else 0
+                at[f] = base + k * plan.patch + (k * inverse >> 16) * skip
+                out[f] = gradients[f] if on else 0
+            z += plan.slots
+
+
+@kernel()
+def _add_band(at_of, g, windows, patches, plan, R, V, sums, bias, db):
+    """Add what some windows give to the sums of all filters, and to db."""
+    L = lane_count(patches)
+    unit = len(V) * L
+    for f in range(0, plan.slots, len(R)):
+        places = multiples(f, plan.slots - 1, plan.patch, R)
+        for v in range(0, plan.patch, unit):
+            for q in range(0, windows, BLOCK):
+                n, at = min(BLOCK, windows - q), q * plan.slots + f
+                block = lists_tile(g, at, n, plan.slots, at_of, patches, v, R, V)
+                tile_store(tile_add(tile_load(block, sums, v, places), block), sums, v, places)
+    for f in range(0, plan.slots, L):
+        total = zero(g)
+        for q in range(windows):
+            total = add(total, load(g, q * plan.slots + f))
+        store(bias, f, total)
+    for f in range(plan.slots):
+        db[f] += bias[f]
+
+
+@kernel(parallel=True)
+def _weight_gradient(
+    x, dy, winner, dw, db, N, accumulate, plan, R, V, rows, patches, at_of, g, bias, dws, dbs
+):
+    threads, parts = len(rows), len(dws)
+    for t in numba.prange(threads):
+        for part in range(t * parts // threads, (t + 1) * parts // threads):
+            clear(dws[part], 0, dws.shape[1])
+            clear(dbs[part], 0, dbs.shape[1])
+            for n in range(part * N // parts, (part + 1) * N // parts):
+                for first in range(0, plan.window_rows, plan.band):
+                    end = min(plan.window_rows, first + plan.band)
+                    _copy_rows(x, n, first * plan.pool_rows, plan, rows[t])
+                    _write_patches(rows[t], (end - first) * plan.pool_rows, plan, patches[t])
+                    _list_windows(dy, winner, n, first, end, plan, at_of[t], g[t])
+                    windows = (end - first) * plan.window_columns
+                    _add_band(
+                        at_of[t],
+                        g[t],
+                        windows,
+                        patches[t],
+                        plan,
+                        R,
+                        V,
+                        dws[part],
+                        bias[t],
+                        dbs[part],
+                    )
+    for f in range(plan.filters):
+        for i in range(plan.weights):
+            total = dws[0, f * plan.patch + i]
+            for part in range(1, parts):
+                total += dws[part, f * plan.patch + i]
+            e = f * plan.weights + i
+            dw[e] = dw[e] + total if accumulate else total
+        bias_total = 0.0
+        for part in range(parts):
+            bias_total += dbs[part, f]
+        db[f] = db[f] + bias_total if accumulate else bias_total
+
+
+def weight_gradient(
+    x: Array,
+    dy: Array,
+    winner: Array,
+    dw: Array,
+    db: Array,
+    win: Window,
+    pool: tuple[int, int],
+    accumulate: bool,
+) -> None:
+    """Write the gradients of w and b, or add them. x is (N, C, H, W), dy and winner of the pooled
+    map (N, PH, PW, slots)."""
+    N, C, H, W = x.shape
+    L = lanes(x.dtype)
+    plan, R, V = _plan(C, H, W, len(dw), win, pool, L)
+    threads = numba.get_num_threads()
+    parts = number_of_parts(max(1, N), plan.slots * plan.patch * x.itemsize)
+    windows = plan.band * plan.window_columns
+    pixels = windows * plan.pool_rows * plan.pool_columns
+    entries = windows * plan.slots
+    with buffers(
+        x.dtype,
+        threads * (C * plan.buffer_rows * plan.buffer_columns + L),
+        threads * (pixels * plan.patch + plan.kernel_columns + L),
+        threads * -(-entries * 4 // x.itemsize),
+        threads * entries,
+        threads * plan.slots,
+        parts * plan.slots * plan.patch,
+        parts * plan.slots * (8 // x.itemsize),
+    ) as (rows, patches, at_of, g, bias, dws, dbs):
+        _weight_gradient(
+            flat(x),
+            flat(dy),
+            flat(winner),
+            dw.reshape(-1),
+            db,
+            N,
+            accumulate,
+            plan,
+            R,
+            V,
+            rows.reshape(threads, -1),
+            patches.reshape(threads, -1),
+            at_of.view(np.int32).reshape(threads, -1),
+            g.reshape(threads, -1),
+            bias.reshape(threads, -1),
+            dws.reshape(parts, -1),
+            dbs.view(np.float64).reshape(parts, -1),
+        )

@@ -1,0 +1,28 @@
+# mypy: disallow-untyped-defs=False
+# (the compiled functions get their types from Numba)
+"""Runs of numbers copied and cleared in kernels: slices would take Numba seconds to compile."""
+
+from minicnn.ops.jit import kernel
+from minicnn.ops.vector import lane_count, load, store, zero
+
+
+@kernel()
+def copy(a, start, count, out, to):
+    """``out[to : to + count] = a[start : start + count]``."""
+    L = lane_count(a)
+    whole = count // L * L
+    for i in range(0, whole, L):
+        store(out, to + i, load(a, start + i))
+    for i in range(whole, count):
+        out[to + i] = a[start + i]
+
+
+@kernel()
+def clear(out, to, count):
+    """``out[to : to + count] = 0``."""
+    L = lane_count(out)
+    whole = count // L * L
+    for i in range(0, whole, L):
+        store(out, to + i, zero(out))
+    for i in range(whole, count):
+        out[to + i] = 0

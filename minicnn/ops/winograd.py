@@ -1,0 +1,167 @@
+# mypy: disallow-untyped-defs=False
+# (intrinsics get their types from Numba)
+"""Winograd's minimal filtering: its matrices, and code that applies them to vectors.
+
+A correlation of a tile of T = M + R - 1 numbers d with a filter g of R taps has M outputs. Seen
+as a product of polynomials, it is known from T of its values, and so takes T products, not M * R:
+
+    y = A' [(G g) * (B' d)]            F(M, R), in two dimensions  A' [(G g G') * (B' d B)] A
+
+The values are taken at the points 0, 1, -1, 2, -2 and infinity (T = 6), which gives F(4, 3),
+F(2, 5), and for the gradient of the filter F(3, 4) and F(5, 2), all with the same B. The 36
+products of a tile do the work of 144 (R = 3) or 100 (R = 5).
+
+    transform_input(d)          36 vectors to 36          B' d B
+    transform_filter(g)         R*R vectors to 36         G g G'
+    transform_output(m, grid)   36 vectors to M*M, M = len(grid)      A' m A
+    load_grid(a, at, rows, columns, zeros)    vectors at a[at + row + column]; zeros[: L] where
+                                              that sum is negative
+
+References
+----------
+A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016,
+arXiv:1509.09308.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import isqrt, prod
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from minicnn.ops.vector import _emits, _vector
+
+POINTS = [Fraction(p) for p in (0, 1, -1, 2, -2)]
+T = len(POINTS) + 1  # and infinity
+Matrix = list[list[Fraction]]
+
+
+def input_matrix() -> Matrix:
+    """Return B' (T, T): the coefficients of the Lagrange polynomials without their divisors."""
+    rows = [_with_roots([p for p in POINTS if p != point]) for point in POINTS]
+    return [[*row, Fraction(0)] for row in rows] + [_with_roots(POINTS)]
+
+
+def filter_matrix(R: int) -> Matrix:
+    """Return G (T, R): the values of the filter, each over the divisor of its polynomial."""
+    divisors = [prod(point - p for p in POINTS if p != point) for point in POINTS]
+    rows = [[point**k / d for k in range(R)] for point, d in zip(POINTS, divisors)]
+    return [*rows, [Fraction(k == R - 1) for k in range(R)]]
+
+
+def output_matrix(M: int) -> Matrix:
+    """Return A' (M, T): powers of the points."""
+    return [[*(point**i for point in POINTS), Fraction(i == M - 1)] for i in range(M)]
+
+
+def _with_roots(roots: list[Fraction]) -> list[Fraction]:
+    """Return the coefficients of the product of (x - root), constant first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted, scaled = [Fraction(0), *coefficients], [root * c for c in coefficients]
+        coefficients = [a - b for a, b in zip(shifted, [*scaled, Fraction(0)])]
+    return coefficients
+
+
+# ---------------------------------------------------------------- emitting the products
+
+
+class _Product:
+    """Emits ``matrix @ vectors`` with no product by 0 or 1."""
+
+    def __init__(self, e: Any, v: Any) -> None:
+        self.e, self.v = e, v
+        self.scalar = ir.FloatType() if v.dtype.bitwidth == 32 else ir.DoubleType()
+
+    def left(self, matrix: Matrix, x: list[Any]) -> list[Any]:
+        """Return matrix @ x. Rows that differ in signs alone share their sums."""
+        out: list[Any] = [None] * len(matrix)
+        for i, row in enumerate(matrix):
+            if out[i] is not None:
+                continue
+            j = i + 1
+            twins = j < len(matrix) and [abs(c) for c in row] == [abs(c) for c in matrix[j]]
+            if twins and row != matrix[j]:
+                same = [c == d for c, d in zip(row, matrix[j])]
+                even = self.sum([(c, v) for c, v, s in zip(row, x, same) if s])
+                odd = self.sum([(c, v) for c, v, s in zip(row, x, same) if not s])
+                out[i], out[j] = self.e.b.fadd(even, odd), self.e.b.fsub(even, odd)
+            else:
+                out[i] = self.sum(list(zip(row, x)))
+        return out
+
+    def sum(self, terms: list[tuple[Fraction, Any]]) -> Any:
+        """Return the sum of c * v, beginning with a term that needs no product if there is one."""
+        terms = sorted((t for t in terms if t[0]), key=lambda t: (t[0] != 1, abs(t[0]) != 1))
+        (c, total), *rest = terms
+        if c != 1:
+            total = self.e.b.fmul(self.constant(c), total)
+        for c, v in rest:
+            if c == 1:
+                total = self.e.b.fadd(total, v)
+            elif c == -1:
+                total = self.e.b.fsub(total, v)
+            else:
+                total = self.e.fma(self.v, self.constant(c), v, total)
+        return total
+
+    def constant(self, c: Fraction) -> Any:
+        vt = ir.VectorType(self.scalar, self.v.count)
+        return ir.Constant(vt, [float(c)] * self.v.count)
+
+    def both(self, matrix: Matrix, x: list[Any]) -> list[Any]:
+        """Return matrix @ x @ matrix', for x row by row."""
+        n = len(matrix[0])
+        columns = [self.left(matrix, x[j::n]) for j in range(n)]  # (n, rows of the matrix)
+        rows = [self.left(matrix, list(row)) for row in zip(*columns)]
+        return [value for row in rows for value in row]
+
+
+def _transform(vs: Any, matrix: Matrix, signature: Callable[[Any], Any]) -> Any:
+    v, n = vs.dtype, len(matrix)
+    result = types.UniTuple(v, n * n)
+
+    def body(e: Any, ty: Any, args: Any) -> Any:
+        return e.tuple(result, _Product(e, v).both(matrix, e.items(args[0])))
+
+    return _emits(signature(result), body)
+
+
+@intrinsic
+def transform_input(typingctx, vs):
+    return _transform(vs, input_matrix(), lambda result: result(vs))
+
+
+@intrinsic
+def transform_filter(typingctx, vs):
+    return _transform(vs, filter_matrix(isqrt(vs.count)), lambda result: result(vs))
+
+
+@intrinsic
+def transform_output(typingctx, vs, grid):
+    return _transform(vs, output_matrix(grid.count), lambda result: result(vs, grid))
+
+
+@intrinsic
+def load_grid(typingctx, a, at, rows, columns, zeros):
+    def body(e: Any, ty: Any, args: Any) -> Any:
+        a_, at_, rows_, columns_, zeros_ = args
+        nothing = e.array(zeros, zeros_).data
+        vs = []
+        for row in e.items(rows_):
+            for column in e.items(columns_):
+                offset = e.b.add(row, column)
+                inside = e.b.icmp_signed(">=", offset, e.number(0))
+                start = e.b.select(inside, e.b.add(at_, offset), e.number(0))
+                there = e.at(a, a_, start, count=v.count)
+                vs.append(e.load(v, e.b.select(inside, there, nothing)))
+        return e.tuple(result, vs)
+
+    v = _vector(a)
+    result = types.UniTuple(v, rows.count * columns.count)
+    return _emits(result(a, types.intp, rows, columns, zeros), body)

@@ -1,0 +1,310 @@
+"""The stages that run fused kernels, with layout LAST between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minicnn.layers import Flatten, Linear, MaxPool2d, ReLU
+from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_numba, last, linear_numba
+from minicnn.ops.conv2d_channels import Layouts
+from minicnn.ops.conv2d_maps import Geometry, round_up
+from minicnn.ops.vector import lanes
+from minicnn.plan.buffers import Maps
+from minicnn.plan.stages import Named, Stage
+from minicnn.shapes import window
+
+WINOGRAD_PIXELS = 1024  # of the output, from which transforming the filters pays
+
+
+class ReLUStage(Stage):
+    """ReLU by itself, in any layout."""
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        y = self.buffer("y", x.data.shape, x.data.dtype)
+        last.relu(x.data, y)
+        self._y = Maps(y, x.channels)
+        return self._y
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        dx = self.buffer("dx", dy.data.shape, dy.data.dtype)
+        last.relu_gradient(dy.data, self._y.data, dx)
+        return Maps(dx, dy.channels)
+
+
+class NormStage(Stage):
+    """Batch-norm, and the ReLU after it in the same pass."""
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        layer = self.layers[0]
+        self._came, x = x, self.last(x)
+        relu = len(self.layers) == 2
+        C, (N, H, W, _) = x.channels, x.data.shape
+        if training or not layer.buffers:
+            if N * H * W < 2 and training:
+                layer.forward(self.first(x, "refused"))  # says why one pixel has no variance
+            mean, var = last.moments(x.data, C)
+            if training:
+                layer.track(mean, var, N * H * W)
+        else:
+            mean, var = (
+                layer.buffers[name].astype(np.float64) for name in ("running_mean", "running_var")
+            )
+        scale = 1 / np.sqrt(var + layer.eps)
+        if layer.weight is not None:
+            scale = scale * layer.weight
+        bias = np.zeros(C) if layer.bias is None else layer.bias
+        y = self.buffer("y", x.data.shape, x.data.dtype)
+        last.normalise(x.data, mean, scale, bias, y, relu)
+        self._x, self._y, self._moments = x, y if relu else None, (mean, var)
+        return Maps(y, C)
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        layer = self.layers[0]
+        dx = self.buffer("dx", dy.data.shape, dy.data.dtype) if need_dx else None
+        dw, db = last.normalise_gradient(
+            self._x.data, dy.data, self._y, *self._moments, layer.eps, layer.weight, dx
+        )
+        for name, g in (("weight", dw), ("bias", db)):
+            if name in layer.grads:
+                layer.grads[name][...] = g
+        return None if dx is None else self.like(self._came, Maps(dx, dy.channels))
+
+
+class PoolStage(Stage):
+    """Max-pool by itself."""
+
+    @staticmethod
+    def takes(layer: Any) -> bool:
+        """Tell whether the kernels run this layer: the number of the winning tap is one byte."""
+        win = layer.window()
+        return (
+            win.dilation == (1, 1)
+            and not layer.options["ceil_mode"]
+            and win.kernel[0] * win.kernel[1] <= 255
+        )
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        self._came, x = x, self.last(x)
+        win = self.layers[0].window()
+        N, H, W, P = x.data.shape
+        shape = (N, *win.output_size("max_pool2d", H, W), P)
+        y = self.buffer("y", shape, x.data.dtype)
+        self._winner = self.buffer("winner", shape, np.uint8) if training else None
+        self._x_shape = x.data.shape
+        last.max_pool(x.data, win, y, self._winner)
+        return Maps(y, x.channels)
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        if not need_dx:
+            return None
+        dx = self.buffer("dx", self._x_shape, dy.data.dtype)
+        last.max_pool_gradient(dy.data, self._winner, self.layers[0].window(), dx)
+        return self.like(self._came, Maps(dx, dy.channels))
+
+
+class MeanStage(Stage):
+    """The mean over each map: AdaptiveAvgPool2d(1)."""
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        self._came, x = x, self.last(x)
+        N, _, _, P = self._x_shape = x.data.shape
+        y = self.buffer("y", (N, 1, 1, P), x.data.dtype)
+        last.mean(x.data, y)
+        return Maps(y, x.channels)
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        if not need_dx:
+            return None
+        dx = self.buffer("dx", self._x_shape, dy.data.dtype)
+        last.mean_gradient(dy.data, dx)
+        return self.like(self._came, Maps(dx, dy.channels))
+
+
+class ResidualStage(Stage):
+    """``body(x) + shortcut(x)``, and the ReLU after it in the same pass."""
+
+    def __init__(self, named: Sequence[Named], body: list[Stage], shortcut: list[Stage]) -> None:
+        super().__init__(named)
+        self.body, self.shortcut = body, shortcut
+
+    def walk(self) -> Iterator[Stage]:
+        for stage in (*self.body, *self.shortcut):
+            yield from stage.walk()
+        yield self
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        self._came = x
+        a, b = self.last(x), x
+        for stage in self.body:
+            a = stage.forward(a, training)
+        b = self.last(x)
+        for stage in self.shortcut:
+            b = stage.forward(b, training)
+        a, b = self.last(a, "body"), self.last(b, "shortcut")
+        y = self.buffer("y", a.data.shape, a.data.dtype)
+        relu = len(self.layers) == 2
+        last.add_maps(a.data, b.data, y, relu)
+        self._y = y if relu else None
+        return Maps(y, a.channels)
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        if self._y is not None:
+            masked = self.buffer("dy", dy.data.shape, dy.data.dtype)
+            last.relu_gradient(dy.data, self._y, masked)
+            dy = Maps(masked, dy.channels)
+        dx = self._back(self.body, dy, need_dx)
+        other = self._back(self.shortcut, dy, need_dx) if self.shortcut else dy
+        if not need_dx:
+            return None
+        last.add_maps(dx.data, other.data, dx.data)
+        return self.like(self._came, dx)
+
+    def _back(self, stages: list[Stage], dy: Any, need_dx: bool) -> Any:
+        for i in reversed(range(len(stages))):
+            dy = stages[i].backward(dy, need_dx or i > 0)
+        return dy
+
+
+class ConvStage(Stage):
+    """Convolution, and in the same pass over its output the ReLU and max-pool after it."""
+
+    def __init__(self, named: Sequence[Named], winograd: bool) -> None:
+        super().__init__(named)
+        conv, *rest = self.layers
+        self.relu = any(type(layer) is ReLU for layer in rest)
+        pools = [layer.window() for layer in rest if type(layer) is MaxPool2d]
+        self.pool_window = pools[0] if pools else window("", (1, 1))
+        self.winograd = winograd and conv2d_winograd.applies(
+            conv.weight, conv.window(), conv.groups
+        )
+
+    @staticmethod
+    def takes(layer: Any) -> bool:
+        """Tell whether the kernels run this layer: one group, depthwise, or whole vectors."""
+        inside, out = layer.weight.shape[1], layer.weight.shape[0] // layer.groups
+        L = lanes(layer.weight.dtype)
+        return layer.groups == 1 or inside == out == 1 or inside % L == out % L == 0
+
+    @staticmethod
+    def takes_pool(layer: Any) -> bool:
+        """Tell whether this pool can follow in the same pass: windows side by side."""
+        win = layer.window()
+        return (
+            PoolStage.takes(layer) and win.stride == win.kernel and win.padding == ((0, 0), (0, 0))
+        )
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        conv, pool = self.layers[0], self.pool_window.kernel
+        w, b, win = conv.weight, conv.bias, conv.window()
+        F, L = len(w), lanes(w.dtype)
+        self._came = x
+        if x.last or conv.in_channels >= L:
+            x = self.last(x)
+        self._x = x
+        N = len(x.data)
+        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
+        sizes = win.output_size("conv2d", H, W)
+        self._map = (N, *sizes, round_up(F, L))  # before the pool
+        shape = (N, sizes[0] // pool[0], sizes[1] // pool[1], round_up(F, L))
+        y = self.buffer("y", shape, w.dtype)
+        self._winner = None
+        if training and pool != (1, 1):
+            self._winner = self.buffer("winner", shape, np.uint8)
+        fast = self.winograd and x.last and N * sizes[0] * sizes[1] >= WINOGRAD_PIXELS
+        self._fast_back = fast and (w.shape[2] == 3 or pool == (1, 1))
+        if fast and conv2d_winograd.takes_pool(w, pool):
+            self.how = "numba, winograd"
+            conv2d_winograd.forward(
+                x.data, w, b, win, y, relu=self.relu, pool=pool, winner=self._winner
+            )
+        else:
+            self.how = "numba"
+            to = Layouts(x.last, True, self.relu, *pool)
+            conv2d_channels.correlate(
+                self._geometry(False, H, W), x.data, w, b, y, to, self._winner
+            )
+        self._y = y
+        return Maps(y, F)
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        conv, pool = self.layers[0], self.pool_window.kernel
+        w, win, x = conv.weight, conv.window(), self._x
+        dw, db = conv.grads["weight"], conv.grads.get("bias")
+        dx = None
+        if need_dx:
+            dx = self.buffer("dx", x.data.shape, w.dtype)
+        # Sparse: only the winners of the pool. A 3x3 kernel is faster whole by Winograd.
+        if pool != (1, 1) and conv.groups == 1 and not self._fast_back and (x.last or dx is None):
+            bias = np.empty(len(w), w.dtype) if db is None else db
+            conv_block_numba.backward(
+                x.data, dy.data, self._winner, w, dw, bias, dx, win, pool, x_last=x.last
+            )
+            return None if dx is None else self.like(self._came, Maps(dx, x.channels))
+        d = dy.data
+        if pool != (1, 1):
+            d = self.buffer("dy", self._map, w.dtype)
+            last.max_pool_gradient(dy.data, self._winner, self.pool_window, d)
+        elif self.relu:
+            d = self.buffer("dy", self._map, w.dtype)
+            last.relu_gradient(dy.data, self._y, d)
+        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
+        if self._fast_back:
+            conv2d_winograd.weight_gradient(x.data, d, win, dw)
+            if db is not None:
+                db[...] = last.channel_sums(d, len(w))
+            if dx is not None:
+                conv2d_winograd.input_gradient(d, w, win, dx)
+        else:
+            bias = np.empty(len(w), w.dtype) if db is None else db
+            conv2d_channels.weight_gradient(
+                self._geometry(False, H, W), x.data, d, dw, bias, Layouts(x.last, True)
+            )
+            if dx is not None:
+                conv2d_channels.correlate(
+                    self._geometry(True, H, W), d, w, None, dx, Layouts(True, x.last)
+                )
+        return None if dx is None else self.like(self._came, Maps(dx, x.channels))
+
+    def _geometry(self, adjoint: bool, H: int, W: int) -> Geometry:
+        conv = self.layers[0]
+        return Geometry(
+            adjoint, conv.in_channels, H, W, conv.out_channels, conv.window(), conv.groups
+        )
+
+
+class LinearStage(Stage):
+    """Linear, with a Flatten before it and a ReLU after it."""
+
+    @staticmethod
+    def takes_flatten(layer: Any) -> bool:
+        return (layer.options["start_dim"], layer.options["end_dim"]) == (1, -1)
+
+    def __init__(self, named: Sequence[Named]) -> None:
+        super().__init__(named)
+        (self.linear,) = (layer for layer in self.layers if type(layer) is Linear)
+        self.relu = type(self.layers[-1]) is ReLU
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        w = self.linear.weight
+        self._came = x
+        # Maps with channels in the lanes are read as they lie.
+        self._x = x.data if x.last else x.data.reshape(-1, w.shape[1])
+        y = self.buffer("y", (len(self._x), len(w)), w.dtype)
+        linear_numba.forward(self._x, w, self.linear.bias, y, relu=self.relu)
+        self._y = y
+        flat = x.last or type(self.layers[0]) is Flatten
+        return Maps(y if flat else y.reshape(*x.data.shape[:-1], len(w)))
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        w, grads = self.linear.weight, self.linear.grads
+        d = dy.data.reshape(self._y.shape)
+        dx = self.buffer("dx", self._x.shape, w.dtype) if need_dx else None
+        y = self._y if self.relu else None
+        linear_numba.backward(d, self._x, w, grads["weight"], grads.get("bias"), dx, y=y)
+        if dx is None:
+            return None
+        came = self._came
+        return Maps(dx, came.channels) if came.last else Maps(dx.reshape(came.data.shape))

@@ -1,0 +1,147 @@
+"""How a model runs in `Trainer` and `predict`: a list of stages.
+
+On the fast path a stage is one or more layers that fused Numba kernels run in one go, with the
+channels next to each other in memory and in buffers kept from call to call. It computes what the
+layers compute one after the other, up to rounding; tests hold it to them. Off the fast path there
+is one stage, the model as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from minicnn import backend
+from minicnn.backend import Array
+from minicnn.layers import Layer
+from minicnn.plan.buffers import Buffers, Maps
+from minicnn.plan.stages import PlainStage, Stage
+
+
+class Plan:
+    """The stages of a model; print it to see what was fused and which kernels run.
+
+    Parameters
+    ----------
+    model : Layer
+    fused, winograd : bool
+        See `Trainer`.
+
+    Attributes
+    ----------
+    stages : list of Stage
+    lock : threading.RLock
+        A plan holds buffers: one thread at a time runs it, and what a call returns is valid until
+        the next one. Parameters and gradients are the model's own arrays.
+
+    Examples
+    --------
+    >>> from minicnn import models
+    >>> print(Plan(models.mnist_cnn(rng=0), fused=False))
+    layers   runs        with
+    (model)  Sequential  one op at a time
+    """
+
+    def __init__(self, model: Layer, fused: bool = True, winograd: bool = True) -> None:
+        self.stages: list[Stage] = [PlainStage([("", model)])]
+        if fused:
+            from minicnn.plan.build import stages_of  # imports Numba
+
+            self.stages = stages_of(model, winograd)
+        self.fused, self.lock = fused, RLock()
+        self._model = model
+        self._buffers = Buffers()
+        self._seen: set[tuple[int, ...]] = set()
+
+    def forward(self, x: Array, training: bool) -> Array:
+        """Return the model's output, and keep what `backward` needs if `training`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the layers do for an input that does not fit them.
+        """
+        if self.fused and x.shape[1:] not in self._seen:
+            with backend.prefer("numpy"):  # without compiling
+                self._model(x[:1])  # the layers' own checks and messages
+            self._seen.add(x.shape[1:])
+        maps = Maps(x)
+        for stage in self.stages:
+            maps = stage.forward(maps, training)
+        return self.stages[-1].first(maps)
+
+    def backward(self, dy: Array) -> None:
+        """Write the gradients of all parameters, in place of what was there."""
+        maps: Any = Maps(dy)
+        for i in reversed(range(len(self.stages))):
+            maps = self.stages[i].backward(maps, need_dx=i > 0)
+
+    def cross_entropy(self, outputs: Array, labels: Array) -> tuple[float, Callable[[], Array]]:
+        """Return the mean cross-entropy of scores (N, C), and a function that gives its gradient.
+
+        `labels` are (N,) int64 from 0 to C - 1, and N is not 0.
+        """
+        from minicnn.ops import cross_entropy_numba
+
+        gradient = self._buffers.get("gradient", outputs.shape, outputs.dtype)
+        loss = cross_entropy_numba.loss_and_gradient(outputs, labels, gradient)
+        return loss, lambda: gradient
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers held."""
+        return sum(stage.buffers.nbytes for stage in self._walk())
+
+    def _walk(self) -> Iterator[Stage]:
+        for stage in self.stages:
+            yield from stage.walk()
+
+    def __str__(self) -> str:
+        rows = [("layers", "runs", "with")]
+        for stage in self._walk():
+            names = ", ".join(name or "(model)" for name, _ in stage.named)
+            rows.append((names, stage.what, stage.how))
+        wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
+        return "\n".join(f"{a:{wide[0]}}  {b:{wide[1]}}  {c}" for a, b, c in rows)
+
+
+def plan_of(model: Layer, fused: bool = True, winograd: bool = True) -> Plan:
+    """Return the plan of a model: the one made before, unless its layers have changed."""
+    return _plan(model, tuple(id(layer) for _, layer in model.modules()), fused, winograd)
+
+
+@lru_cache(maxsize=4)  # a plan keeps its model and its buffers alive
+def _plan(model: Layer, layers: tuple[int, ...], fused: bool, winograd: bool) -> Plan:
+    return Plan(model, fused, winograd)
+
+
+@contextmanager
+def running(model: Layer, x: Array, fused: bool, winograd: bool) -> Iterator[Plan]:
+    """Lend the plan that runs `model` on `x`, to one thread at a time.
+
+    The fast path takes NumPy arrays of the parameters' dtype, unless `use` has chosen a version
+    other than those of its kernels. It runs the layers without kernels of their own as if
+    ``prefer("numba")`` had been said.
+    """
+    version = backend.chosen()
+    fused = fused and version in (None, "numba", "winograd") and _fits(model, x)
+    plan = plan_of(model, fused, winograd and version != "numba")
+    with plan.lock, backend.prefer("numba"):
+        yield plan
+
+
+def _fits(model: Layer, x: Array) -> bool:
+    params = [p for _, p, _ in model.named_params()]
+    return (
+        bool(params)
+        and all(
+            isinstance(a, np.ndarray) and a.dtype == params[0].dtype and a.flags.c_contiguous
+            for a in (x, *params)
+        )
+        and x.size > 0
+    )

@@ -1,0 +1,112 @@
+"""The stages of a plan: each runs one layer, or a few in one go, forward and backward.
+
+A stage keeps what its backward needs from its latest forward, in buffers of its own. It adds
+nothing to the mathematics: what it computes is what its layers compute one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from minicnn.backend import Array
+from minicnn.plan.buffers import Buffers, Maps
+
+Named = tuple[str, Any]  # a layer and its name; Any, as each stage knows which kind it takes
+
+
+class Stage:
+    """One step of a plan.
+
+    Parameters
+    ----------
+    named : sequence of (str, Layer)
+        The layers that it runs, with their names in the model.
+
+    Attributes
+    ----------
+    how : str
+        The kernels that run them.
+    """
+
+    how = "numba"
+
+    def __init__(self, named: Sequence[Named]) -> None:
+        self.named = list(named)
+        self.buffers = Buffers()
+
+    @property
+    def layers(self) -> list[Any]:
+        return [layer for _, layer in self.named]
+
+    @property
+    def what(self) -> str:
+        """The kinds of the layers, in order."""
+        return " + ".join(type(layer).__name__ for layer in self.layers)
+
+    def walk(self) -> Iterator[Stage]:
+        """Yield the stages inside this one, and itself."""
+        yield self
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        """Return the output, which is valid until the next forward."""
+        raise NotImplementedError
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        """Write the gradients of the parameters; return that of the input if it is needed.
+
+        `dy` has the layout of the output, and the result that of the input.
+        """
+        raise NotImplementedError
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an array of this stage, kept from call to call."""
+        return self.buffers.get(name, shape, dtype)
+
+    def first(self, x: Maps, name: str = "first") -> Array:
+        """Return the data in layout FIRST."""
+        if not x.last:
+            return x.data
+        from minicnn.ops import last  # imports Numba: only on the fast path
+
+        N, H, W, _ = x.data.shape
+        out = self.buffer(name, (N, x.channels, H, W), x.data.dtype)
+        last.to_first(x.data, out)
+        return out
+
+    def last(self, x: Maps, name: str = "last") -> Maps:
+        """Return the data in layout LAST."""
+        if x.last:
+            return x
+        from minicnn.ops import last
+
+        N, C, H, W = x.data.shape
+        out = self.buffer(name, (N, H, W, last.padded(C, x.data.dtype)), x.data.dtype)
+        last.to_last(x.data, out)
+        return Maps(out, C)
+
+    def like(self, x: Maps, a: Maps) -> Maps:
+        """Return `a` in the layout of `x`."""
+        return self.last(a, "like") if x.last else Maps(self.first(a, "like"))
+
+
+class PlainStage(Stage):
+    """A layer as it is, op by op, in layout FIRST."""
+
+    how = "one op at a time"
+
+    def forward(self, x: Maps, training: bool) -> Maps:
+        (layer,) = self.layers
+        data = self.first(x)
+        if not training:
+            return Maps(layer(data))
+        y, self._cache = layer.forward(data)
+        self._x = x
+        return Maps(y)
+
+    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        (layer,) = self.layers
+        layer.zero_grad()
+        dx = layer.backward(self.first(dy, "dy"), self._cache)
+        self._cache = None
+        return self.like(self._x, Maps(dx)) if need_dx else None

@@ -1,0 +1,127 @@
+"""Winograd's method gives the convolution, up to the rounding that it promises."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicnn import ops
+from minicnn.shapes import window
+from strategies import seeds
+
+numba = pytest.importorskip("numba", reason="Numba is not installed")
+
+from minicnn.ops import conv2d_winograd as kernels  # noqa: E402  (needs Numba)
+from minicnn.ops import last, winograd  # noqa: E402
+from ops_last import numbers, to_first, to_last  # noqa: E402
+
+
+@pytest.mark.parametrize(("M", "R"), [(4, 3), (2, 5), (3, 4), (5, 2)])
+def test_the_matrices_are_exact(M, R):
+    B, G, A = (
+        np.array(m, dtype=object)
+        for m in (winograd.input_matrix(), winograd.filter_matrix(R), winograd.output_matrix(M))
+    )
+    rng = np.random.default_rng(0)
+    d, g = rng.integers(-9, 10, M + R - 1), rng.integers(-9, 10, R)
+    got = A.dot(G.dot(g) * B.dot(d))
+    assert list(got) == list(np.correlate(d, g, "valid"))
+
+
+@st.composite
+def cases(draw):
+    R = draw(st.sampled_from([3, 5]))
+    padding = tuple((draw(st.integers(0, R)), draw(st.integers(0, R))) for _ in range(2))
+    H, W = (draw(st.integers(max(1, R - sum(p)), 13)) for p in padding)
+    N, C, F = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    return (N, C, H, W), (F, C, R, R), padding, draw(seeds)
+
+
+@settings(max_examples=60)
+@given(cases(), st.sampled_from([np.float32, np.float64]))
+def test_all_three_passes_equal_the_plain_op(case, dtype):
+    x_shape, w_shape, padding, seed = case
+    x, w = numbers(seed, x_shape), numbers(seed + 1, w_shape)
+    b = numbers(seed + 2, w_shape[:1])
+    x, w, b = (a.astype(dtype) for a in (x, w, b))
+    y, cache = ops.conv2d_forward(*(a.astype("f8") for a in (x, w, b)), padding=padding)
+    dy = numbers(seed + 3, y.shape).astype(dtype)
+    dx, dw, _ = ops.conv2d_backward(dy.astype("f8"), cache)
+    got = to_last(np.zeros_like(y, dtype))
+    kernels.forward(to_last(x), w, b, cache.window, got)
+    got_dx = to_last(np.zeros_like(x))
+    kernels.input_gradient(to_last(dy), w, cache.window, got_dx)
+    got_dw = np.full_like(w, 9)
+    kernels.weight_gradient(to_last(x), to_last(dy), cache.window, got_dw)
+    results = [
+        ("y", to_first(got, len(w)), y),
+        ("dx", to_first(got_dx, x.shape[1]), dx),
+        ("dw", got_dw, dw),
+    ]
+    for name, a, want in results:
+        # The bound of the module's docstring.
+        scale = np.abs(want).max()
+        atol = (3e-5 if dtype == np.float32 else 1e-13) * scale
+        np.testing.assert_allclose(a, want, rtol=0, atol=atol, err_msg=name)
+
+
+@settings(max_examples=30)
+@given(cases(), st.sampled_from([(1, 1), (2, 2), (1, 2), (2, 1)]), st.booleans())
+def test_relu_and_pool_on_the_way_out(case, pool, relu):
+    x_shape, w_shape, padding, seed = case
+    x, w, b = numbers(seed, x_shape), numbers(seed + 1, w_shape), numbers(seed + 2, w_shape[:1])
+    win = window("test", w_shape[2:], padding=padding)
+    sizes = win.output_size("test", *x_shape[2:])
+    if any(size < p for size, p in zip(sizes, pool)) or not kernels.takes_pool(w, pool):
+        return
+    block, _cache = ops.conv_block_forward(x, w, b, padding=padding, relu=relu, pool=pool)
+    got = to_last(np.zeros_like(block))
+    winner = np.zeros(got.shape, np.uint8)
+    kernels.forward(to_last(x), w, b, win, got, relu=relu, pool=pool, winner=winner)
+    np.testing.assert_allclose(to_first(got, len(w)), block, rtol=0, atol=1e-10)
+    if pool == (1, 1):
+        return
+    # Rounding may decide a tie the other way: the winner's value counts, not its place.
+    z, _ = ops.conv2d_forward(x, w, b, padding=padding)
+    won = winner[..., : len(w)].transpose(0, 3, 1, 2)
+    for n, f, i, j in np.ndindex(won.shape):
+        k = int(won[n, f, i, j])
+        if k == last.OFF:
+            assert relu
+            assert block[n, f, i, j] < 1e-10
+        else:
+            p, q = divmod(k, pool[1])
+            value = z[n, f, i * pool[0] + p, j * pool[1] + q]
+            assert value == pytest.approx(block[n, f, i, j], abs=1e-10)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+def test_one_and_two_threads_give_the_same_bits():
+    x, w = numbers(0, (9, 33, 10, 10)).astype("f4"), numbers(1, (40, 33, 3, 3)).astype("f4")
+    dy = numbers(2, (9, 40, 10, 10)).astype("f4")
+    win = window("test", 3, padding=1)
+    results = []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        y, dx, dw = np.zeros_like(to_last(dy)), np.zeros_like(to_last(x)), np.zeros_like(w)
+        kernels.forward(to_last(x), w, None, win, y)
+        kernels.input_gradient(to_last(dy), w, win, dx)
+        kernels.weight_gradient(to_last(x), to_last(dy), win, dw)
+        results.append((y, dx, dw))
+    for a, b in zip(*results):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_where_it_applies():
+    w = np.zeros((4, 2, 3, 3))
+    assert kernels.applies(w, window("", 3, padding=1), 1)
+    assert kernels.applies(w, window("", 5), 1)
+    for win, groups in (
+        (window("", 3), 2),
+        (window("", 3, stride=2), 1),
+        (window("", 3, dilation=2), 1),
+        (window("", (3, 5)), 1),
+        (window("", 7), 1),
+    ):
+        assert not kernels.applies(w, win, groups)
+    assert last.OFF == 255
