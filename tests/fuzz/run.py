@@ -67,7 +67,10 @@ def examine(
     except (ValueError, TypeError, OSError, NotImplementedError) as error:
         text = f"{error}{''.join(getattr(error, '__notes__', ()))}"
         named = path.name in text or path.parent.name in text or FORM.match(text)
-        verdict, fault = "refused", "" if named else f"the error names neither file nor argument: {text:.200}"
+        verdict, fault = (
+            "refused",
+            "" if named else f"the error names neither file nor argument: {text:.200}",
+        )
     except BaseException as error:
         verdict, fault = "refused", f"{type(error).__name__}: {error}"[:300]
     finally:
@@ -186,7 +189,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"FORMAT: expected {', '.join(TARGETS)}, got {sorted(unknown)[0]}")
     names = arguments.formats or list(TARGETS)
     each, found = -(-arguments.count // len(names)), 0
-    print("| format | files | refused | read | faults |\n| --- | --- | --- | --- | --- |", flush=True)
+    print(
+        "| format | files | refused | read | faults |\n| --- | --- | --- | --- | --- |", flush=True
+    )
     for name in names:
         with tqdm(total=each, desc=name, unit="file", leave=False, disable=None) as progress:
             verdicts, findings = fuzz(name, each, arguments.seed, progress)

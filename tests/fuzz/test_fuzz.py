@@ -71,7 +71,9 @@ def test_the_fuzzer_sees(reader, words, monkeypatch):
     assert len(findings) == 2
     for finding in findings:
         assert words in finding.what
-        assert finding.content == mutate(reader.files(), np.random.default_rng([0, finding.number]))[1]
+        assert (
+            finding.content == mutate(reader.files(), np.random.default_rng([0, finding.number]))[1]
+        )
 
 
 def test_every_mutation_changes_something():
