@@ -45,7 +45,7 @@ def shapes(rng: np.random.Generator) -> Case:
 
 
 def transposed(rng: np.random.Generator) -> Case:
-    (x, w, b), options = shapes(rng)
+    (x, w, _), options = shapes(rng)
     groups = options["groups"]
     F = groups * int(rng.integers(1, 9))
     w = rng.standard_normal((x.shape[1], F // groups, *w.shape[2:]))
@@ -81,8 +81,12 @@ LINEAR: dict[str, Callable[[np.random.Generator], Case]] = {
     "adaptive_avg_pool2d": lambda rng: maps(rng, output_size=int(rng.integers(1, 6))),
     "max_pool2d": lambda rng: maps(rng, kernel_size=int(rng.integers(2, 4)), stride=2),
 }
+ELEMENTWISE = (
+    "relu", "leaky_relu", "elu", "sigmoid", "tanh", "gelu", "silu", "softplus", "softmax",
+    "log_softmax",
+)  # fmt: skip
 OTHERS: dict[str, Callable[[np.random.Generator], Case]] = {
-    **dict.fromkeys(("relu", "leaky_relu", "elu", "sigmoid", "tanh", "gelu", "silu", "softplus", "softmax", "log_softmax"), maps),
+    **dict.fromkeys(ELEMENTWISE, maps),
     "batch_norm": channels,
     "layer_norm": lambda rng: (lambda case: Case(case.arrays[:1], {
         "normalized_shape": case.arrays[0].shape[2:]}))(maps(rng)),

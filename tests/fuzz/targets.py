@@ -45,8 +45,10 @@ def written(suffix: str, write: Callable[[Path], None]) -> bytes:
 # ---------------------------------------------------------------- well-formed, but wrong
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.5, 1e308, math.inf, math.nan,
-    "", "0", "digits", "mnist_cnn", "auto", "../../etc/passwd", "\0", "F32", "I64", [], [1], [1, 1], [0, 8],
+    None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.5,
+    1e308, math.inf, math.nan,
+    "", "0", "digits", "mnist_cnn", "auto", "../../etc/passwd", "\0", "F32", "I64", [],
+    [1], [1, 1], [0, 8],
     [28, 28], [[]], [2**40], {}, {"a": 1}, ["a", "b"], ["a", 1],
 ]  # fmt: skip
 
