@@ -526,7 +526,7 @@ def how_only(options: dict[str, Any]) -> bool:
 
 def table() -> str:
     """The outcome as Markdown."""
-    lines = ["| PyTorch | samples | passed | failed | not supported | bad inputs | refused by name |",
+    lines = ["| PyTorch | samples | passed | failed | refused | bad inputs | refused by name |",
              "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for kind, title in (("op", "operators"), ("layer", "layers and losses, both modes"),
                         ("optimizer", "optimisers, 10 steps each")):  # fmt: skip
