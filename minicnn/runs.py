@@ -35,7 +35,7 @@ from minicnn.data import DATASETS, Dataset, load, load_folder
 from minicnn.data.folder import Switch
 from minicnn.files import replacing, sweep
 from minicnn.layers import Sequential
-from minicnn.shapes import Pair, integer, pair
+from minicnn.shapes import Pair, integer, number, pair
 from minicnn.train import Callback, Loss, Trainer
 
 try:
@@ -106,10 +106,22 @@ class Config:
         classes = config.classes
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError(f"classes: expected a list of names, got {classes!r}")
+        for name, kind in (("dataset", str), ("options", dict), ("versions", dict)):
+            if not isinstance(getattr(config, name), kind):
+                raise TypeError(
+                    f"{name}: expected {kind.__name__}, got {type(getattr(config, name)).__name__}"
+                )
+        for name in ("invert", "crop"):
+            value = getattr(config, name)
+            if not (isinstance(value, bool) or value == "auto"):
+                raise ValueError(f"{name}: expected true, false or 'auto', got {value!r}")
         checked = {
             "classes": tuple(classes),
             "channels": integer("config", "channels", config.channels, 1),
             "image_size": pair("config", "image_size", config.image_size, 1),
+            "label_smoothing": number(
+                "config", "label_smoothing", config.label_smoothing, ge=0, le=1
+            ),
         }
         return cls(**(vars(config) | checked))
 
@@ -178,7 +190,7 @@ class Run:
             raise FileNotFoundError(f"{self.folder}: expected the folder of a run, got no {CONFIG}")
         try:
             return Config.parse(path.read_text("utf-8"))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
 
     def read_history(self) -> list[dict[str, float]]:
@@ -186,11 +198,15 @@ class Run:
         path = self.folder / HISTORY
         try:
             records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            for record in records:
+                for key, value in record.items():
+                    if isinstance(value, bool) or not isinstance(value, float | int | None):
+                        raise ValueError(f"{key}: expected a number or null, got {value!r}")
             return [
                 {key: math.nan if value is None else value for key, value in record.items()}
                 for record in records
             ]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: expected one JSON object a line, got: {error}") from error
 
     def load_model(self) -> Sequential:

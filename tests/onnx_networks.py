@@ -48,7 +48,8 @@ NETWORKS = {
     "the reference network": (mc.models.mnist_cnn(0), (1, 28, 28)),
     "every argument of Conv2d": (
         Conv2d(4, 6, (3, 2), (2, 1), ((1, 2), (0, 1)), (1, 2), 2, rng=0), (4, 9, 8)),
-    "Conv2d 'same' without bias": (Conv2d(4, 6, (4, 3), padding="same", bias=False, rng=0), (4, 9, 8)),
+    "Conv2d 'same' without bias": (
+        Conv2d(4, 6, (4, 3), padding="same", bias=False, rng=0), (4, 9, 8)),
     "every argument of ConvTranspose2d": (
         ConvTranspose2d(2, 4, (3, 2), (2, 3), ((1, 0), (0, 1)), (1, 2), 2, rng=0), (2, 5, 6)),
     "output_padding above the stride, within the padding": (
@@ -92,7 +93,8 @@ NETWORKS = {
        for size in (1, (2, 3), (4, 7), (3, None), (5, 9))},
 }  # fmt: skip
 for kernel, stride, padding, ceil in [
-    (3, 2, 1, False), (3, 2, 1, True), ((3, 2), None, 0, True), ((3, 2), (2, 1), ((0, 1), (1, 0)), True),
+    (3, 2, 1, False), (3, 2, 1, True), ((3, 2), None, 0, True),
+    ((3, 2), (2, 1), ((0, 1), (1, 0)), True),
     (2, 3, 1, True), (2, 3, ((0, 1), (1, 0)), False),
 ]:  # fmt: skip
     options = {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil}

@@ -217,6 +217,16 @@ BUGS = [
         "numba: a forked process enters kernels"),
     Bug("files.py", "        os.replace(part, path)", "        path.write_bytes(part.read_bytes())\n        part.write_bytes(b\"\")",
         "replacing: the old file is overwritten in place"),
+    # ------------------------------------------------------------ ONNX
+    Bug("onnx/exporter.py", "        \"pads\": (top, left, bottom, right),", "        \"pads\": (top, bottom, left, right),",
+        "export: padding in another order than ONNX's"),
+    Bug("onnx/importer.py", "    w = w if node.take(\"transB\", 0) else w.T  # (O, I)", "    w = w if not node.take(\"transB\", 0) else w.T  # (O, I)",
+        "load: weights of a Gemm transposed the wrong way"),
+    Bug("onnx/nodes.py", "        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:",
+        "        if False:",
+        "load: weights taken from other files"),
+    Bug("onnx/graph.py", "grads[r] = dx if grads[r] is None else grads[r] + dx", "grads[r] = dx",
+        "Graph: the gradients of a value that two layers read not added"),
 ]  # fmt: skip
 
 

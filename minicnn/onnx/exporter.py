@@ -82,8 +82,6 @@ def to_proto(model: Layer, input_shape: Shape, opset: int = OPSET) -> Any:
     y, one = builder.layer(model, "", "input", (1, *shape))
     builder.nodes.append(onnx.helper.make_node("Identity", [y], ["output"], name="output"))
     two = model.output_shape((2, *shape))
-    if len(one) != len(two) or one[1:] != two[1:]:
-        raise ValueError(f"export: model: expected a batch axis in the output, got {one} and {two}")
     kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
     batch = "N" if (one[0], two[0]) == (1, 2) else "M"
     info = onnx.helper.make_tensor_value_info

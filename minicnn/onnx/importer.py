@@ -314,8 +314,8 @@ def _batch_norm(r: _Reader, node: Node) -> None:
         w.size, node.take("epsilon", 1e-5), 1 - node.take("momentum", 0.9), dtype=w.dtype
     )
     if any(a.shape != w.shape for a in (b, mean, var)):
-        node.wrong(f"B, mean, var: expected shape {w.shape} like scale, got {b.shape}, {mean.shape}, "
-                   f"{var.shape}")  # fmt: skip
+        node.wrong(f"B, mean, var: expected shape {w.shape} like scale, got {b.shape}, "
+                   f"{mean.shape}, {var.shape}")  # fmt: skip
     layer.buffers["running_mean"][...] = mean
     layer.buffers["running_var"][...] = var
     r.add(node, _fill(layer, weight=w, bias=b))

@@ -506,8 +506,9 @@ def cast(node: Node, x: Array) -> Array:
     kind = node.take("to", 0)
     node.take("saturate"), node.take("round_mode")  # for 8-bit floats, which are refused
     onnx = package()
-    plain = {onnx.TensorProto.FLOAT: "f4", onnx.TensorProto.DOUBLE: "f8", onnx.TensorProto.INT32: "i4",
-             onnx.TensorProto.INT64: "i8", onnx.TensorProto.BOOL: "?"}  # fmt: skip
+    proto = onnx.TensorProto
+    plain = {proto.FLOAT: "f4", proto.DOUBLE: "f8", proto.INT32: "i4", proto.INT64: "i8",
+             proto.BOOL: "?"}  # fmt: skip
     if kind not in plain or x.dtype.kind not in "fiub" or x.dtype.itemsize == 2:
         node.fail(f"to: expected float, double, int32, int64 or bool from such, got type {kind} "
                   f"from {x.dtype}")  # fmt: skip

@@ -31,7 +31,7 @@ REFUSED_ON_PURPOSE = [
     (r"momentum: expected a number >= 0", "a momentum below 0 in batch norm"),
     (r"eps: expected a number > 0", "an eps below 0"),
     (r"divisor_override: expected an integer >= 1", "a divisor below 0 in average pooling"),
-    (r"expected (at least 2 axes|shape \(N, C\))", "losses and norms of one example without batch axis"),
+    (r"expected (at least 2 axes|shape \(N, C\))", "losses and norms without batch axis"),
     (r"expected an entry or more along axis", "a softmax over no entries"),
     (r"expected an axis of x with shape \(\)", "a softmax of a single number without axes"),
     (r"flatten: .*expected an axis from 0 to -1", "flattening a single number without axes"),
@@ -526,9 +526,9 @@ def how_only(options: dict[str, Any]) -> bool:
 
 def table() -> str:
     """The outcome as Markdown."""
-    lines = ["| PyTorch | samples | passed | failed | not supported | error inputs | refused by name |",
+    lines = ["| PyTorch | samples | passed | failed | refused | bad inputs | refused by name |",
              "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    for kind, title in (("op", "operators"), ("layer", "layers and losses, training and evaluation"),
+    for kind, title in (("op", "operators"), ("layer", "layers and losses, both modes"),
                         ("optimizer", "optimisers, 10 steps each")):  # fmt: skip
         some = [o for o in outcomes() if o.kind == kind]
         good, bad = [o for o in some if not o.error], [o for o in some if o.error]

@@ -15,7 +15,8 @@ EDGES = [
     for order in ("little", "big")
 ]  # fmt: skip
 TEXT = [b'"', b"{", b"}", b"[", b"]", b":", b",", b"-1", b"0", b"1e999", b"NaN", b"null", b"true",
-        b"\\u0000", b"999999999999999999999", b'""', b"[[[[[[[[", b"\xff\xfe", b"../", b"0.5"]  # fmt: skip
+        b"\\u0000", b"999999999999999999999", b'""', b"[[[[[[[[",
+        b"\xff\xfe", b"../", b"0.5"]  # fmt: skip
 
 
 def flip_bit(data: bytearray, rng: np.random.Generator) -> None:

@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fuzz.mutations import mutate
 from fuzz.targets import TARGETS, Target
 
-SECONDS = 10  # for one file, which takes milliseconds
+SECONDS = 10  # of the processor for one file, which takes milliseconds
+SILENCE = 300  # seconds without any answer, after which a process counts as hung
 SLACK = 16 << 20  # bytes of memory beside twice the file
 
 
@@ -57,20 +58,23 @@ def examine(
     tracemalloc.reset_peak()
     start, _ = tracemalloc.get_traced_memory()
     resident = _peak_resident()
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # not by the clock: the machine may be busy
     try:
         value = target.read(path)
         verdict, fault = "accepted", ""
     except Hang:
-        return "hung", f"no answer within {SECONDS} s"
+        return "hung", f"no answer within {SECONDS} s of computing"
     except (ValueError, TypeError, OSError, NotImplementedError) as error:
         text = f"{error}{''.join(getattr(error, '__notes__', ()))}"
         named = path.name in text or path.parent.name in text or FORM.match(text)
-        verdict, fault = "refused", "" if named else f"the error names neither file nor argument: {text:.200}"
+        verdict, fault = (
+            "refused",
+            "" if named else f"the error names neither file nor argument: {text:.200}",
+        )
     except BaseException as error:
         verdict, fault = "refused", f"{type(error).__name__}: {error}"[:300]
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     most = tracemalloc.get_traced_memory()[1] - start
     grown = max(most, _peak_resident() - resident)
     if grown > 2 * len(content) + SLACK:
@@ -99,7 +103,7 @@ def work(name: str, numbers: range, seed: int, at: Any, results: Any, target: An
     def hang(*args: object) -> None:
         raise Hang
 
-    signal.signal(signal.SIGALRM, hang)
+    signal.signal(signal.SIGPROF, hang)
     target = target or TARGETS[name]
     files = target.files()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -138,7 +142,7 @@ def fuzz(
                 message = results.get(timeout=1)
             except Exception:  # queue.Empty
                 silent = time.monotonic() - heard
-                if process.is_alive() and silent < 6 * SECONDS:
+                if process.is_alive() and silent < SILENCE:
                     continue
                 hung = process.is_alive()
                 process.kill()
@@ -185,7 +189,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"FORMAT: expected {', '.join(TARGETS)}, got {sorted(unknown)[0]}")
     names = arguments.formats or list(TARGETS)
     each, found = -(-arguments.count // len(names)), 0
-    print("| format | files | refused | read | faults |\n| --- | --- | --- | --- | --- |", flush=True)
+    print(
+        "| format | files | refused | read | faults |\n| --- | --- | --- | --- | --- |", flush=True
+    )
     for name in names:
         with tqdm(total=each, desc=name, unit="file", leave=False, disable=None) as progress:
             verdicts, findings = fuzz(name, each, arguments.seed, progress)

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minicnn as mc
-from minicnn import checkpoint
 from fuzz.mutations import mutate
+from minicnn import checkpoint
 from minicnn.data.idx import read_idx, write_idx
 from minicnn.runs import CONFIG, HISTORY, MODELS, Config, Run
 
@@ -45,8 +45,10 @@ def written(suffix: str, write: Callable[[Path], None]) -> bytes:
 # ---------------------------------------------------------------- well-formed, but wrong
 
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.5, 1e308, math.inf, math.nan,
-    "", "0", "digits", "mnist_cnn", "auto", "../../etc/passwd", "\0", "F32", "I64", [], [1], [1, 1], [0, 8],
+    None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.5,
+    1e308, math.inf, math.nan,
+    "", "0", "digits", "mnist_cnn", "auto", "../../etc/passwd", "\0", "F32", "I64", [],
+    [1], [1, 1], [0, 8],
     [28, 28], [[]], [2**40], {}, {"a": 1}, ["a", "b"], ["a", 1],
 ]  # fmt: skip
 
@@ -284,7 +286,9 @@ def checkpoint_files() -> list[bytes]:
 
 def training_state(t: mc.Trainer) -> dict[str, bytes]:
     state = {f"model.{name}": a.tobytes() for name, a in t.model.state_dict().items()}
-    state |= {f"optimizer.{k}": np.asarray(a).tobytes() for k, a in t.optimizer.state_dict().items()}
+    state |= {
+        f"optimizer.{k}": np.asarray(a).tobytes() for k, a in t.optimizer.state_dict().items()
+    }
     return state | {"lr": repr(t.optimizer.lr).encode(), "history": repr(t.history).encode()}
 
 
@@ -395,7 +399,9 @@ def onnx_files() -> list[bytes]:
         mc.Conv2d(1, 2, 3, rng=rng), mc.BatchNorm2d(2), mc.LeakyReLU(), mc.AvgPool2d(2),
         mc.GroupNorm(1, 2), mc.Flatten(), mc.Linear(8, 2, rng=rng), mc.Softmax(),
     )  # fmt: skip
-    return [to_proto(m, s).SerializeToString() for m, s in ((residual, (2, 4, 4)), (plain, (1, 6, 6)))]
+    return [
+        to_proto(m, s).SerializeToString() for m, s in ((residual, (2, 4, 4)), (plain, (1, 6, 6)))
+    ]
 
 
 def read_onnx(path: Path) -> Any:
@@ -406,8 +412,9 @@ def read_onnx(path: Path) -> Any:
 
 def wrong_onnx(value: Any, content: bytes, whole: bytes) -> str:
     """What the network computes is what ONNX's own evaluator computes from the same bytes."""
-    import onnx
     from onnx.reference import ReferenceEvaluator
+
+    import onnx
 
     model = onnx.load_model_from_string(content)
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
@@ -437,7 +444,9 @@ def wrong_onnx(value: Any, content: bytes, whole: bytes) -> str:
 TARGETS: dict[str, Target] = {
     "idx": Target(".idx", lambda: idx_files(".idx"), read_idx, wrong_idx),
     "idx.gz": Target(".gz", lambda: idx_files(".gz"), read_idx, wrong_idx_gz, rewrite_gzip),
-    "safetensors": Target(".safetensors", weight_files, read_weights, wrong_weights, rewrite_header),
+    "safetensors": Target(
+        ".safetensors", weight_files, read_weights, wrong_weights, rewrite_header
+    ),
     "config": Target(".json", config_files, read_config, wrong_config, rewrite_text),
     "history": Target(".jsonl", history_files, read_history, wrong_history, rewrite_text),
     "onnx": Target(".onnx", onnx_files, read_onnx, wrong_onnx, rewrite_onnx),

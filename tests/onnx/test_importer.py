@@ -148,32 +148,25 @@ W = ones(3, 2, 3, 3)
     ("nodes", "arrays", "words"),
     [
         ([node("Sin", "x")], {}, r"node 'the Sin' \(Sin\): expected an operator that minicnn"),
-        ([node("Conv", "x", "w", auto_pad="SAME_UPPER", strides=[2, 2])], {"w": W}, None),
         ([node("Conv", "x", "w")], {"w": ones(3, 2, 3)}, r"\(Conv\): W: expected 4 axes"),
         ([node("Conv", "x", "w", pads=[-1, 0, 0, 0])], {"w": W}, "pads: expected numbers >= 0"),
-        ([node("Conv", "x", "w")], {"w": W.astype(np.float16)}, None),
-        ([node("MaxPool", "x", kernel_shape=[2, 2], storage_order=1)], {}, "storage_order: expected 0"),
+        ([node("Conv", "x", "w")], {"w": W.astype(np.float16)}, "W: expected float32 or float64"),
+        ([node("MaxPool", "x", kernel_shape=[2, 2], storage_order=1)], {},
+         "storage_order: expected 0"),
         ([node("MaxPool", "x", kernel_shape=[2, 2], pads=[1, 1, 2, 2], ceil_mode=1)], {},
          "pads: expected at most half the kernel"),
-        ([node("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2])], {}, "dilations: expected 1"),
+        ([node("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2])], {},
+         "dilations: expected 1"),
         ([node("Gemm", "x", "w", transA=1)], {"w": ones(4, 4)}, "transA: expected 0, got 1"),
-        ([node("Flatten", "x", axis=2)], {}, "axis: expected 1, which keeps the batch apart, got 2"),
+        ([node("Flatten", "x", axis=2)], {},
+         "axis: expected 1, which keeps the batch apart, got 2"),
         ([node("Reshape", "x", "s")], {"s": [4, -1]}, r"shape: expected one that keeps the batch"),
         ([node("Concat", "x", "x", axis=0)], {}, "axis: expected one that keeps the batch apart"),
         ([node("Sub", "x", "x")], {}, "expected stored numbers as one of them, got two values"),
-        ([node("Softmax", "x", axis=1)], {}, None),
     ],
 )  # fmt: skip
-def test_what_has_no_layer_is_refused_by_node_operator_and_attribute(
-    nodes, arrays, words, tmp_path
-):
+def test_what_has_no_layer_is_refused_by_node_operator_and_attribute(nodes, arrays, words):
     model = graph(nodes, arrays)
-    if words is None:  # these pass, or the checker refuses them
-        try:
-            from_proto(model)
-        except (ValueError, Unsupported) as error:
-            assert "expected" in str(error)
-        return
     with pytest.raises(Unsupported, match=words):
         from_proto(model)
 
@@ -193,7 +186,8 @@ def test_softmax_before_opset_13_joined_axes():
     ("nodes", "arrays", "words"),
     [
         ([node("Conv", "x", "w")], {"w": ones(3, 5, 3, 3)}, "with C = 5, got"),
-        ([node("Conv", "x", "w", kernel_shape=[5, 5])], {"w": W}, r"kernel_shape: expected \[3, 3\]"),
+        ([node("Conv", "x", "w", kernel_shape=[5, 5])], {"w": W},
+         r"kernel_shape: expected \[3, 3\]"),
         ([node("MaxPool", "x", kernel_shape=[9, 9])], {}, "kernel_size: expected at most"),
         ([node("Reshape", "x", "s")], {"s": [0, 5, 5]}, "expected 32 elements an example"),
         ([node("BatchNormalization", "x", "a", "a", "a", "b")], {"a": ones(2), "b": ones(3)},
