@@ -166,7 +166,7 @@ def _conv(
     win, G = layer.window(), layer.groups
     if turn:
         win = layer._window
-    x, y, w = forward.inputs["x"], forward.outputs["y"], forward.params["weight"]
+    x, w = forward.inputs["x"], forward.params["weight"]
     dy, b = backward.inputs["dy"], forward.params.get("bias")
     bias = 0.0 if b is None or what != "y" else float(b[index[1]])
     if what == "db":
@@ -252,7 +252,7 @@ def _linear(forward: Step, backward: Step, what: str, index: Index) -> Explanati
         terms = ((f"row {list(r)}: dy x", dy[r][o], x[r][i]) for r in rows)
         return _make("dw[o,i] = sum over n of dy[n,o] x[n,i]", terms)
     return _make(
-        "db[o] = sum over n of dy[n,o]", ((f"dy{list((*r, last))}", dy[r][last]) for r in rows)
+        "db[o] = sum over n of dy[n,o]", ((f"dy{[*r, last]}", dy[r][last]) for r in rows)
     )
 
 

@@ -340,7 +340,7 @@ function render(root, data, send = null) {
         if (derivable(letter) || send) choose(letter, next, false);
         else { views[letter] = next; draw(); }
       } });
-      head.append(make("label", {}, ["n", "c"][axis + (nd === 4 ? 0 : 1)] || "", input));
+      head.append(make("label", {}, nd === 4 ? [letter.endsWith("w") ? "f" : "n", "c"][axis] : `axis ${axis}`, input));
     });
     box.append(head);
     if (a.values === null) {
@@ -516,10 +516,11 @@ function render(root, data, send = null) {
       }
       return t;
     };
+    const rounding = dx.values instanceof Float64Array ? 1e-12 : 1e-5;
     let wrong = 0;
     for (let k = 0; k < H * W; k++) {
       const v = dx.values[(n * x.shape[1] + c) * H * W + k];
-      if (Math.abs(acc[k] - v) > 1e-4 * (dx.limit + Math.abs(v))) wrong++;
+      if (Math.abs(acc[k] - v) > rounding * dx.limit) wrong++;
     }
     const done = state.folded === total;
     const verdict = !done ? `${state.folded} of ${total} windows folded.` : wrong ? `${wrong} of ${H * W} pixels are wrong: ${state.add ? "the sums differ from dx" : "= keeps only the last window, and the terms of the others are lost"}.` : `All ${H * W} pixels equal dx.`;
@@ -589,11 +590,17 @@ function render(root, data, send = null) {
         lit.get(l)[set].add(ix.join());
       }
     };
-    if (d) { note(d.terms.flatMap((t) => t.refs), "keys"); if (d.startRef) note([d.startRef], "keys"); note(d.also, "also"); }
+    if (d) {
+      // First the refs of the largest term: maps that were not chosen open there.
+      const largest = d.terms.reduce((m, t) => (m && Math.abs(m.value) >= Math.abs(t.value) ? m : t), null);
+      note(largest?.refs ?? [], "keys");
+      note(d.terms.flatMap((t) => t.refs), "keys"); if (d.startRef) note([d.startRef], "keys");
+      note(d.also, "also");
+    }
     const main = make("main", {}, make("h2", {}, make("span", { class: "direction" }, forward() ? "forward" : "backward"), ` ${step.name} `, make("b", {}, step.label)),
       make("p", { class: "formula" }, forward() ? step.formula : step.backward_formula));
     if (send) main.append(whatIf());
-    if (step.rule === "conv") main.append(make("p", { class: "tools", role: "group", "aria-label": "View" }, ...[["derive", "Patch and sum"], ["im2col", "im2col and fold back"]].map(([tool, label]) => make("button", { type: "button", class: tool, "aria-pressed": String(state.tool === tool), onclick: () => { stop(); state.tool = tool; draw(); } }, label))));
+    if (step.rule === "conv") main.append(make("p", { class: "tools", role: "group", "aria-label": "View" }, ...[["derive", "Patch and sum"], ["im2col", "im2col and fold back"]].map(([tool, label]) => make("button", { type: "button", class: `tool-${tool}`, "aria-pressed": String(state.tool === tool), onclick: () => { stop(); state.tool = tool; draw(); } }, label))));
     if (state.tool === "im2col" && step.rule === "conv" && Object.values(c.A).every((a) => a.values)) main.append(columns());
     else main.append(make("div", { class: "work" }, make("div", { class: "maps" }, ...letters().map((l) => map(l, lit, views))), derivation(d)));
     main.append(statistics());
