@@ -9,7 +9,7 @@ import numpy as np
 
 def conv2d_forward(x, w, b, stride=1, padding=0, dilation=1, groups=1):
     """Loop over the taps of the kernel."""
-    N, _C, H, W = x.shape
+    N, _, H, W = x.shape
     F, CG, KH, KW = w.shape
     xp = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1
@@ -81,7 +81,6 @@ def max_pool_backward(dy, x, kernel_size=2, stride=None, bug=""):
     """Windows of k x k, one after the other."""
     k, s = kernel_size, stride or kernel_size
     dx = np.zeros_like(x)
-    _N, _C, _OH, _OW = dy.shape
     for n, c, i, j in np.ndindex(dy.shape):
         part = x[n, c, i * s : i * s + k, j * s : j * s + k]
         target = dx[n, c, i * s : i * s + k, j * s : j * s + k]
