@@ -182,7 +182,7 @@ class _Reader:
         if len([name for name in node.outputs if name]) != 1:
             node.fail(f"outputs: expected one, got {len(node.outputs)}")
         reads = (self.value(node, 0),) if reads is None else reads
-        shapes = [self.shapes[r] for r in reads]
+        shapes: list[Any] = [self.shapes[r] for r in reads]
         y_shape = None
         if all(shape is not None for shape in shapes):
             y_shape = tuple(layer.output_shape(shapes[0] if len(reads) == 1 else tuple(shapes)))
@@ -456,14 +456,14 @@ def _binary(r: _Reader, node: Node) -> None:
     read = r.value(node, 1 - at)
     # Bias after a MatMul: how linear layers on more than 2 axes are exported.
     if node.op == "Add" and read and a.ndim == 1 and _used_once(r, node.inputs[1 - at]):
-        layer, reads = r.steps[read - 1]
+        linear, reads = r.steps[read - 1]
         if (
-            isinstance(layer, L.Linear)
-            and not layer.bias is not None
-            and a.shape == (layer.out_features,)
+            isinstance(linear, L.Linear)
+            and linear.bias is None
+            and a.shape == (linear.out_features,)
         ):
-            whole = L.Linear(layer.in_features, layer.out_features, True, 0, a.dtype)
-            r.steps[read - 1] = (_fill(whole, weight=layer.weight, bias=a), reads)
+            whole = L.Linear(linear.in_features, linear.out_features, True, 0, a.dtype)
+            r.steps[read - 1] = (_fill(whole, weight=linear.weight, bias=a), reads)
             r.values[node.outputs[0]] = read
             return
     scale = {"Mul": lambda: a, "Div": lambda: 1 / a}.get(node.op)

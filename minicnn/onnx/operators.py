@@ -73,7 +73,8 @@ def transposed_window(node: Node, spatial: Any, kernel: Any) -> tuple[Window, tu
             sides.append((half, total - half) if auto == "SAME_UPPER" else (total - half, half))
         # What would have to be added is output_padding, which ours adds at the end.
         extra = [e - min(0, *pair) for e, pair in zip(extra, sides)]
-        win = win._replace(padding=tuple((max(0, a), max(0, b)) for a, b in sides))
+        rows, columns = ((max(0, a), max(0, b)) for a, b in sides)
+        win = win._replace(padding=(rows, columns))
         if any(a < 0 for a, _ in sides):
             node.fail(f"output_shape: expected at most what the kernels paint, got {wanted}")
     return win, (extra[0], extra[1])
@@ -467,7 +468,7 @@ def split(node: Node, x: Array, sizes: Array | None = None) -> tuple[Array, ...]
     return tuple(np.split(x, np.cumsum(lengths)[:-1].tolist(), axis))
 
 
-def slice_(node: Node, x: Array, starts: Array | None = None, ends: Array | None = None,
+def slice_(node: Node, x: Array, starts: Array = None, ends: Array = None,
            axes: Array | None = None, steps: Array | None = None) -> Array:  # fmt: skip
     if node.opset < 10:
         first, last, along = node.take("starts", []), node.take("ends", []), node.take("axes")
@@ -516,7 +517,7 @@ def cast(node: Node, x: Array) -> Array:
         return x.astype(plain[kind])
 
 
-def pad(node: Node, x: Array, pads: Array | None = None, value: Array | None = None,
+def pad(node: Node, x: Array, pads: Array = None, value: Array | None = None,
         axes: Array | None = None) -> Array:  # fmt: skip
     mode = node.take("mode", "constant")
     if node.opset < 11:

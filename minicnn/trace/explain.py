@@ -251,9 +251,7 @@ def _linear(forward: Step, backward: Step, what: str, index: Index) -> Explanati
         o, i = index
         terms = ((f"row {list(r)}: dy x", dy[r][o], x[r][i]) for r in rows)
         return _make("dw[o,i] = sum over n of dy[n,o] x[n,i]", terms)
-    return _make(
-        "db[o] = sum over n of dy[n,o]", ((f"dy{[*r, last]}", dy[r][last]) for r in rows)
-    )
+    return _make("db[o] = sum over n of dy[n,o]", ((f"dy{[*r, last]}", dy[r][last]) for r in rows))
 
 
 # ---------------------------------------------------------------- pooling
@@ -290,7 +288,7 @@ def _avg_pool(forward: Step, backward: Step, what: str, index: Index) -> Explana
     n, c, i, j = index
     if what == "y":
         d = float(cache.divisor[i, j])
-        terms = [
+        terms: list[Any] = [
             (f"x[{n},{c},{h},{w}]", x[n, c, h, w])
             for _, _, h, w in _patch(cache.window, i, j)
             if 0 <= h < x.shape[2] and 0 <= w < x.shape[3]
@@ -312,7 +310,7 @@ def _adaptive(forward: Step, backward: Step, what: str, index: Index) -> Explana
         return range(s.start, s.stop)
 
     if what == "y":
-        terms = [
+        terms: list[Any] = [
             (f"x[{n},{c},{h},{w}]", x[n, c, h, w]) for h in cells(rows[i]) for w in cells(cols[j])
         ]
         return _make(f"y = mean of {len(terms)} pixels", terms, scale=1 / len(terms))
@@ -386,8 +384,8 @@ def _norm(forward: Step, backward: Step, what: str, index: Index) -> Explanation
         ]
         return _make("dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy w", terms)
     # dw and db: over all elements that this parameter touched
-    k = np.broadcast_to(np.arange(w.size).reshape(shape), x.shape)  # type: ignore[union-attr]
-    mine = np.argwhere(k == np.ravel_multi_index(index, w.shape))  # type: ignore[union-attr]
+    of: Any = np.broadcast_to(np.arange(w.size).reshape(shape), x.shape)  # type: ignore[union-attr]
+    mine = np.argwhere(of == np.ravel_multi_index(index, w.shape))  # type: ignore[union-attr]
     if what == "dw":
         return _make(
             "dw = sum of dy * xhat",
@@ -410,7 +408,7 @@ def _softmax(forward: Step, backward: Step, what: str, index: Index) -> Explanat
     xs, ys, gs, c = row(x), row(y), row(dy), index[dim]
     m = max(xs)
     if what == "y":
-        terms = [(f"e^(x[{k}] - max)", math.exp(v - m)) for k, v in enumerate(xs)]
+        terms: list[Any] = [(f"e^(x[{k}] - max)", math.exp(v - m)) for k, v in enumerate(xs)]
         total, e = math.fsum(t[1] for t in terms), math.exp(xs[c] - m)
         if log:
             return _make(
@@ -466,15 +464,25 @@ def _loss(forward: Step, backward: Step, what: str, index: Index) -> Explanation
         )
     t = t.astype(np.float64)
     d, count = x - t, x.size
+    grad: list[Any]
     if op == "mse_loss":
-        each = lambda e: (f"(x - target)^2 {e}", d[tuple(e)], d[tuple(e)])
+
+        def each(e: list[int]) -> Any:
+            return (f"(x - target)^2 {e}", d[tuple(e)], d[tuple(e)])
+
         grad = [("2 (x - target)", 2, d[index] if what == "dx" else 0)]
     elif op == "l1_loss":
-        each = lambda e: (f"|x - target| {e}", abs(d[tuple(e)]))
+
+        def each(e: list[int]) -> Any:
+            return (f"|x - target| {e}", abs(d[tuple(e)]))
+
         grad = [("sign(x - target)", np.sign(d[index]) if what == "dx" else 0)]
     else:
         losses = np.maximum(x, 0) - x * t + np.log1p(np.exp(-np.abs(x)))
-        each = lambda e: (f"max(x,0) - x t + log(1 + e^-|x|) {e}", losses[tuple(e)])
+
+        def each(e: list[int]) -> Any:
+            return (f"max(x,0) - x t + log(1 + e^-|x|) {e}", losses[tuple(e)])
+
         grad = (
             [("sigmoid(x)", 0.5 * (1 + math.tanh(x[index] / 2))), ("-target", -t[index])]
             if what == "dx"

@@ -135,7 +135,8 @@ def page(trace: Trace) -> str:
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Stepping through: {html.escape(trace.loss_name)} {trace.loss:.4g}</title>\n"
-        f"<style>\n:root {{ color-scheme: light dark }}\nbody {{ margin: 0 }}\n{source('view.css')}</style>\n"
+        "<style>\n:root { color-scheme: light dark }\nbody { margin: 0 }\n"
+        f"{source('view.css')}</style>\n"
         '<div id="view" style="min-height: 100vh"></div>\n'
         f'<script type="application/json" id="data">{data}</script>\n'
         f"<script>\n{source('view.js')}\n"

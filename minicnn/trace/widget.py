@@ -131,7 +131,7 @@ def widget(trace: Trace) -> Any:
             "widget: anywidget: expected it to be installed (fix: pip install '.[notebooks]')"
         ) from error
 
-    class Stepping(anywidget.AnyWidget):  # type: ignore[misc]
+    class Stepping(anywidget.AnyWidget):
         _esm = source("view.js") + _GLUE
         _css = source("view.css")
         data = traitlets.Dict().tag(sync=True)

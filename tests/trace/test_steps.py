@@ -53,7 +53,9 @@ def test_walks(net):
     n = len(names) // 2
     assert names[:n] == ["0", "1", "2.body.0", "2.body.1", "2", "3", "4", "5", "loss"]
     assert names[n:] == names[:n][::-1]
-    assert t.back() is t[0] and t.next() is t[1] and t.back() is t[0]
+    assert t.back() is t[0]
+    assert t.next() is t[1]
+    assert t.back() is t[0]
     for _ in range(2 * len(t)):
         t.next()
     assert t.next() is t[-1]
@@ -74,12 +76,14 @@ def test_a_layer_used_twice_has_the_gradient_of_each_use():
 def test_prints_sizes_and_statistics(net):
     t = m.trace(net, X, Y)
     text = str(t.forward("0"))
-    assert "1*3*3 products" in text and "(2, 1, 8, 8) -> (2, 4, 6, 6)" in text
+    assert "1*3*3 products" in text
+    assert "(2, 1, 8, 8) -> (2, 4, 6, 6)" in text
     a = t.forward("2.body.1").outputs["y"]
     s = t.forward("2.body.1").statistics()["y"]
     assert s == {"min": a.min(), "mean": a.mean(), "max": a.max(), "zeros": (a == 0).mean()}
     assert s["zeros"] > 0
-    assert "cross_entropy" in str(t) and "[17] backward 0 " in str(t)
+    assert "cross_entropy" in str(t)
+    assert "[17] backward 0 " in str(t)
 
 
 def test_refuses_what_it_cannot_trace():
