@@ -10,13 +10,12 @@ the lanes (see `minicnn.ops.last`), so every step works on whole vectors:
     m[k] = V[k] U[k]  T*T matrix products                                      (T*T, tiles, F)
     y = A' m A        M x M outputs, then bias, ReLU and max-pool              (tiles, M, M, F)
 
-F(4x4, 3x3) does with 36 products what takes 144, F(2x2, 5x5) what takes 100. The gradient of x is
-the same with w turned round and its channels and filters swapped. That of w is a correlation too,
-of a patch of x with a tile of dy: F(3x3, 4x4), or F(5x5, 2x2).
+F(4x4, 3x3) does with 36 products what takes 144, F(4x4, 5x5) with 64 what takes 400. The gradient
+of x is the same with w turned round and its channels and filters swapped. That of w is a
+correlation too, of a patch of x with a tile of dy: F(3x3, 4x4), or F(5x5, 4x4).
 
 It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive to rounding. In
-float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 3e-6
-(`benchmarks/float32_error.py`). Numbers near the largest float may overflow inside.
+float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 3e-6. Numbers near the largest float may overflow inside.
 
 An item of work is a number of tiles whose arrays stay in the cache. The sums of dw are taken in
 parts that depend on the shapes alone, so any number of threads gives the same bits.
@@ -56,7 +55,6 @@ from minicnn.ops.vector import (
     zeros,
 )
 from minicnn.ops.winograd import (
-    T,
     load_grid,
     transform_filter,
     transform_input,
@@ -64,11 +62,11 @@ from minicnn.ops.winograd import (
 )
 from minicnn.shapes import Window
 
-PRODUCTS = T * T  # of a tile
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
 PARTS_BYTES = 64 << 20  # partial weight gradients may take so much
-OUTPUTS = {3: 4, 5: 2}  # M for R
+OUTPUTS = 4  # M: rows and columns of a tile of y
+SIZES = 3, 5  # R
 
 
 class Plan(NamedTuple):
@@ -89,6 +87,7 @@ class Plan(NamedTuple):
     dy_rows: np.ndarray  # (tile_rows * M,) where those of the tile begin in the target
     dy_columns: np.ndarray  # (tile_columns * M,)
     channels: np.ndarray  # (C,) 0, 1, 2, ...
+    products: int  # of a tile
     item: int  # tiles of an item of work
     source_step: int  # from one of its T*T matrices to the next
     target_step: int
@@ -99,9 +98,10 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _plan(
-    C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int, M: int,
+    C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int, R: int,
     pool: tuple[int, int], L: int, forward: bool,
 ) -> Plan:  # fmt: skip
+    M, T = OUTPUTS, OUTPUTS + R - 1
     P, Q = round_up(C, L), round_up(F, L)
     # Tiles that a floor-mode pool drops are not computed.
     used_rows, used_columns = OH // pool[0] * pool[0], OW // pool[1] * pool[1]
@@ -130,6 +130,7 @@ def _plan(
         dy_rows=patch(tile_rows, OH, 0, OW * Q, M),
         dy_columns=patch(tile_columns, OW, 0, Q, M),
         channels=np.arange(C, dtype=np.int32),
+        products=T * T,
         item=item,
         source_step=item * P + L,  # a multiple of 4 KiB would throw T*T lines on one cache set
         target_step=item * Q + L,
@@ -143,44 +144,44 @@ def _plan(
 
 
 @kernel()
-def _transform_source(x, first, count, plan, none, out):
+def _transform_source(x, first, count, plan, side, square, none, out):
     """Write V of some tiles: ``out[k, tile, c]``."""
     L = lane_count(x)
     each = plan.tile_rows * plan.tile_columns
-    places = multiples(0, PRODUCTS - 1, plan.source_step, PRODUCTS)
+    places = multiples(0, len(square) - 1, plan.source_step, square)
     for g in range(count):
         n, q = (first + g) // each, (first + g) % each
         i, j = q // plan.tile_columns, q % plan.tile_columns
-        rows = offsets(plan.rows, i * T, i * T + T - 1, T)
-        columns = offsets(plan.columns, j * T, j * T + T - 1, T)
+        rows = offsets(plan.rows, i * len(side), i * len(side) + len(side) - 1, side)
+        columns = offsets(plan.columns, j * len(side), j * len(side) + len(side) - 1, side)
         for c in range(0, plan.P, L):
             patch = load_grid(x, n * plan.source_image + c, rows, columns, none)
             tile_store(transform_input(patch), out, g * plan.P + c, places)
 
 
 @kernel()
-def _transform_gradient(dy, first, count, plan, grid, none, out):
+def _transform_gradient(dy, first, count, plan, grid, side, square, none, out):
     """Write the transforms of some tiles of dy: ``out[k, tile, f]``."""
     L, M = lane_count(dy), len(grid)
     each = plan.tile_rows * plan.tile_columns
-    places = multiples(0, PRODUCTS - 1, plan.target_step, PRODUCTS)
+    places = multiples(0, len(square) - 1, plan.target_step, square)
     for g in range(count):
         n, q = (first + g) // each, (first + g) % each
         i, j = q // plan.tile_columns, q % plan.tile_columns
-        rows = offsets(plan.dy_rows, i * M, i * M + M - 1, M)
-        columns = offsets(plan.dy_columns, j * M, j * M + M - 1, M)
+        rows = offsets(plan.dy_rows, i * M, i * M + M - 1, grid)
+        columns = offsets(plan.dy_columns, j * M, j * M + M - 1, grid)
         for f in range(0, plan.Q, L):
             tile = load_grid(dy, n * plan.target_image + f, rows, columns, none)
-            tile_store(transform_filter(tile), out, g * plan.Q + f, places)
+            tile_store(transform_filter(tile, side), out, g * plan.Q + f, places)
 
 
 @kernel()
-def _transform_target(products, first, count, plan, grid, bias, relu, scratch, y, winner):
+def _transform_target(products, first, count, plan, grid, square, bias, relu, scratch, y, winner):
     """Write y of some tiles, or the pooled y and who won."""
     L, M = lane_count(y), len(grid)
     each = plan.tile_rows * plan.tile_columns
-    places = multiples(0, PRODUCTS - 1, plan.target_step, PRODUCTS)
-    acc = zeros(y, PRODUCTS)
+    places = multiples(0, len(square) - 1, plan.target_step, square)
+    acc = zeros(y, square)
     line = multiples(0, 0, 0, 1)
     KH, KW = plan.pool_rows, plan.pool_columns
     PH, PW = plan.target_rows // KH, plan.target_columns // KW
@@ -236,7 +237,7 @@ def _panel_products(acc, v, u, f, k, count, plan, out):
 @kernel()
 def _products(v, u, count, plan, out):
     L = lane_count(u)
-    for k in range(PRODUCTS):
+    for k in range(plan.products):
         for f in range(0, plan.Q, 2 * L):
             if f + L < plan.Q:
                 _panel_products(zeros(u, WIDE), v, u, f, k, count, plan, out)
@@ -259,7 +260,7 @@ def _panel_gradients(acc, v, d, f, k, count, plan, du):
 @kernel()
 def _gradients(v, d, count, plan, du):
     L = lane_count(d)
-    for k in range(PRODUCTS):
+    for k in range(plan.products):
         for f in range(0, plan.Q, 2 * L):
             if f + L < plan.Q:
                 _panel_gradients(zeros(d, WIDE), v, d, f, k, count, plan, du)
@@ -271,7 +272,7 @@ def _gradients(v, d, count, plan, du):
 
 
 @kernel()
-def _transform_filter(w, c, turned, plan, taps, u):
+def _transform_filter(w, c, turned, plan, taps, side, square, u):
     """Write U of one channel of the source, panel by panel: ``u[k, panel, c, f]``."""
     L, K = lane_count(w), len(taps)
     at, step = (c * K + K - 1, -plan.Q) if turned else (c * K, plan.Q)
@@ -280,16 +281,16 @@ def _transform_filter(w, c, turned, plan, taps, u):
         width = min(2 * L, plan.Q - panel)
         to = panel * plan.C + c * width + f - panel
         g = tile_load(zeros(w, taps), w, at * plan.Q + f, multiples(0, K - 1, step, taps))
-        places = multiples(0, PRODUCTS - 1, plan.C * plan.Q, PRODUCTS)
-        tile_store(transform_filter(g), u, to, places)
+        places = multiples(0, len(square) - 1, plan.C * plan.Q, square)
+        tile_store(transform_filter(g, side), u, to, places)
 
 
 @kernel()
-def _write_filter(du, c, plan, taps, grid, scratch, dw):
+def _write_filter(du, c, plan, taps, grid, square, scratch, dw):
     """Write dw of one channel, (F, C, K) flat, from the sums ``du[k, c, f]``."""
     L, K = lane_count(du), len(taps)
-    acc = zeros(du, PRODUCTS)
-    places = multiples(0, PRODUCTS - 1, plan.C * plan.Q, PRODUCTS)
+    acc = zeros(du, square)
+    places = multiples(0, len(square) - 1, plan.C * plan.Q, square)
     for f in range(0, plan.Q, L):
         product = tile_load(acc, du, c * plan.Q + f, places)
         tile_store(transform_output(product, grid), scratch, 0, multiples(0, 0, 0, 1))
@@ -303,22 +304,26 @@ def _write_filter(du, c, plan, taps, grid, scratch, dw):
 
 
 @kernel(parallel=True)
-def _correlate(x, w, turned, bias, relu, y, winner, N, plan, grid, taps, none, u, vs, ms, scratch):
+def _correlate(
+    x, w, turned, bias, relu, y, winner, N, plan, grid, taps, side, square, none, u, vs, ms, scratch
+):
     for c in numba.prange(plan.C):
-        _transform_filter(w, c, turned, plan, taps, u)
+        _transform_filter(w, c, turned, plan, taps, side, square, u)
     threads = len(vs)
     tiles = N * plan.tile_rows * plan.tile_columns
     items = (tiles + plan.item - 1) // plan.item
     for t in numba.prange(threads):
         for i in range(t * items // threads, (t + 1) * items // threads):
             first, count = i * plan.item, min(plan.item, tiles - i * plan.item)
-            _transform_source(x, first, count, plan, none, vs[t])
+            _transform_source(x, first, count, plan, side, square, none, vs[t])
             _products(vs[t], u, count, plan, ms[t])
-            _transform_target(ms[t], first, count, plan, grid, bias, relu, scratch[t], y, winner)
+            _transform_target(
+                ms[t], first, count, plan, grid, square, bias, relu, scratch[t], y, winner
+            )
 
 
 @kernel(parallel=True)
-def _gradient(x, dy, dw, N, plan, grid, taps, corner, none, vs, ds, dus, scratch):
+def _gradient(x, dy, dw, N, plan, grid, taps, side, square, corner, none, vs, ds, dus, scratch):
     threads, parts = len(vs), len(dus)
     tiles = N * plan.tile_rows * plan.tile_columns
     items = (tiles + plan.item - 1) // plan.item
@@ -327,11 +332,11 @@ def _gradient(x, dy, dw, N, plan, grid, taps, corner, none, vs, ds, dus, scratch
             dus[part, :] = 0
             for i in range(part * items // parts, (part + 1) * items // parts):
                 first, count = i * plan.item, min(plan.item, tiles - i * plan.item)
-                _transform_source(x, first, count, plan, none, vs[t])
-                _transform_gradient(dy, first, count, plan, grid, none, ds[t])
+                _transform_source(x, first, count, plan, side, square, none, vs[t])
+                _transform_gradient(dy, first, count, plan, grid, side, square, none, ds[t])
                 _gradients(vs[t], ds[t], count, plan, dus[part])
     L = lane_count(dw)
-    for k in numba.prange(PRODUCTS):
+    for k in numba.prange(len(square)):
         for i in range(k * plan.C * plan.Q, (k + 1) * plan.C * plan.Q, L):
             total = load(dus[0], i)
             for part in range(1, parts):
@@ -339,7 +344,7 @@ def _gradient(x, dy, dw, N, plan, grid, taps, corner, none, vs, ds, dus, scratch
             store(dus[0], i, total)
     for t in numba.prange(threads):
         for c in range(t * plan.C // threads, (t + 1) * plan.C // threads):
-            _write_filter(dus[0], c, plan, taps, corner, scratch[t], dw)
+            _write_filter(dus[0], c, plan, taps, corner, square, scratch[t], dw)
 
 
 # ---------------------------------------------------------------- entry points
@@ -348,13 +353,12 @@ def _gradient(x, dy, dw, N, plan, grid, taps, corner, none, vs, ds, dus, scratch
 def applies(w: Array, win: Window, groups: int) -> bool:
     """Tell whether these kernels run it: 3x3 or 5x5, stride and dilation 1, one group."""
     KH, KW = win.kernel
-    return KH == KW and KH in OUTPUTS and win.stride == win.dilation == (1, 1) and groups == 1
+    return KH == KW and KH in SIZES and win.stride == win.dilation == (1, 1) and groups == 1
 
 
-def takes_pool(w: Array, pool: tuple[int, int]) -> bool:
+def takes_pool(pool: tuple[int, int]) -> bool:
     """Tell whether whole windows of a pool lie in the tiles."""
-    M = OUTPUTS[w.shape[2]]
-    return M % pool[0] == M % pool[1] == 0
+    return OUTPUTS % pool[0] == OUTPUTS % pool[1] == 0
 
 
 def forward(
@@ -388,20 +392,26 @@ def input_gradient(dy: Array, w: Array, win: Window, dx: Array) -> None:
     _run(sizes, R, dy, filters, True, None, False, (1, 1), dx, None)
 
 
+def _lengths(R: int) -> tuple[tuple[int, ...], ...]:
+    """Return tuples of M, R*R, T and T*T zeros: their lengths choose the kernels."""
+    T = OUTPUTS + R - 1
+    return (0,) * OUTPUTS, (0,) * (R * R), (0,) * T, (0,) * (T * T)
+
+
 def _run(
     sizes: tuple[int, ...], R: int, x: Array, filters: Array, turned: bool, b: Array | None,
     relu: bool, pool: tuple[int, int], y: Array, winner: Array | None,
 ) -> None:  # fmt: skip
-    M, L = OUTPUTS[R], lanes(x.dtype)
-    plan = _plan(*sizes, M, pool, L, True)
+    M, L = OUTPUTS, lanes(x.dtype)
+    plan = _plan(*sizes, R, pool, L, True)
     bias = np.zeros(plan.Q, x.dtype)
     if b is not None:
         bias[: len(b)] = b
     threads = numba.get_num_threads()
     lent = (
-        PRODUCTS * plan.C * plan.Q,
-        threads * PRODUCTS * plan.source_step,
-        threads * PRODUCTS * plan.target_step,
+        plan.products * plan.C * plan.Q,
+        threads * plan.products * plan.source_step,
+        threads * plan.products * plan.target_step,
         threads * M * M * L,
     )
     with buffers(x.dtype, *lent) as (u, *own):
@@ -415,8 +425,7 @@ def _run(
             np.empty(0, np.uint8) if winner is None else winner.reshape(-1),
             len(x),
             plan,
-            (0,) * M,
-            (0,) * (R * R),
+            *_lengths(R),
             np.zeros(L, x.dtype),
             u,
             *(a.reshape(threads, -1) for a in own),
@@ -426,16 +435,16 @@ def _run(
 def weight_gradient(x: Array, dy: Array, win: Window, dw: Array) -> None:
     """Write dw (F, C, R, R) from x (N, H, W, P) and dy (N, OH, OW, Q)."""
     F, C, R, _ = dw.shape
-    M, L = OUTPUTS[R], lanes(x.dtype)
+    L = lanes(x.dtype)
     (top, _), (left, _) = win.padding
-    plan = _plan(C, *x.shape[1:3], F, *dy.shape[1:3], top, left, M, (1, 1), L, False)
-    size = PRODUCTS * C * plan.Q
+    plan = _plan(C, *x.shape[1:3], F, *dy.shape[1:3], top, left, R, (1, 1), L, False)
+    size = plan.products * C * plan.Q
     items = -(-len(x) * plan.tile_rows * plan.tile_columns // plan.item)
     parts = max(1, min(16, items, max(2, PARTS_BYTES // (size * x.itemsize))))
     threads = numba.get_num_threads()
     lent = (
-        threads * PRODUCTS * plan.source_step,
-        threads * PRODUCTS * plan.target_step,
+        threads * plan.products * plan.source_step,
+        threads * plan.products * plan.target_step,
         parts * size,
         threads * R * R * L,
     )
@@ -446,8 +455,7 @@ def weight_gradient(x: Array, dy: Array, win: Window, dw: Array) -> None:
             dw.reshape(-1),
             len(x),
             plan,
-            (0,) * M,
-            (0,) * (R * R),
+            *_lengths(R),
             (0,) * R,
             np.zeros(L, x.dtype),
             v.reshape(threads, -1),

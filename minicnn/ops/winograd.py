@@ -7,13 +7,13 @@ as a product of polynomials, it is known from T of its values, and so takes T pr
 
     y = A' [(G g) * (B' d)]            F(M, R), in two dimensions  A' [(G g G') * (B' d B)] A
 
-The values are taken at the points 0, 1, -1, 2, -2 and infinity (T = 6), which gives F(4, 3),
-F(2, 5), and for the gradient of the filter F(3, 4) and F(5, 2), all with the same B. The 36
-products of a tile do the work of 144 (R = 3) or 100 (R = 5).
+The values are taken at the points 0, 1, -1, 2, -2 and infinity (T = 6), and for T = 8 at 1/2 and
+-1/2 too. That gives F(4, 3) and F(4, 5), and for the gradient of the filter F(3, 4) and F(5, 4). In
+two dimensions 36 products of a tile do the work of 144, and 64 that of 400.
 
-    transform_input(d)          36 vectors to 36          B' d B
-    transform_filter(g)         R*R vectors to 36         G g G'
-    transform_output(m, grid)   36 vectors to M*M, M = len(grid)      A' m A
+    transform_input(d)                T*T vectors to T*T                    B' d B
+    transform_filter(g, side)         R*R vectors to T*T, T = len(side)     G g G'
+    transform_output(m, grid)         T*T vectors to M*M, M = len(grid)     A' m A
     load_grid(a, at, rows, columns, zeros)    vectors at a[at + row + column]; zeros[: L] where
                                               that sum is negative
 
@@ -36,27 +36,28 @@ from numba.extending import intrinsic
 
 from minicnn.ops.vector import _emits, _vector
 
-POINTS = [Fraction(p) for p in (0, 1, -1, 2, -2)]
-T = len(POINTS) + 1  # and infinity
+POINTS = [Fraction(p) for p in (0, 1, -1, 2, -2, "1/2", "-1/2")]
 Matrix = list[list[Fraction]]
 
 
-def input_matrix() -> Matrix:
+def input_matrix(T: int) -> Matrix:
     """Return B' (T, T): the coefficients of the Lagrange polynomials without their divisors."""
-    rows = [_with_roots([p for p in POINTS if p != point]) for point in POINTS]
-    return [[*row, Fraction(0)] for row in rows] + [_with_roots(POINTS)]
+    points = POINTS[: T - 1]
+    rows = [_with_roots([p for p in points if p != point]) for point in points]
+    return [[*row, Fraction(0)] for row in rows] + [_with_roots(points)]
 
 
-def filter_matrix(R: int) -> Matrix:
+def filter_matrix(T: int, R: int) -> Matrix:
     """Return G (T, R): the values of the filter, each over the divisor of its polynomial."""
-    divisors = [prod(point - p for p in POINTS if p != point) for point in POINTS]
-    rows = [[point**k / d for k in range(R)] for point, d in zip(POINTS, divisors)]
+    points = POINTS[: T - 1]
+    divisors = [prod(point - p for p in points if p != point) for point in points]
+    rows = [[point**k / d for k in range(R)] for point, d in zip(points, divisors)]
     return [*rows, [Fraction(k == R - 1) for k in range(R)]]
 
 
-def output_matrix(M: int) -> Matrix:
+def output_matrix(T: int, M: int) -> Matrix:
     """Return A' (M, T): powers of the points."""
-    return [[*(point**i for point in POINTS), Fraction(i == M - 1)] for i in range(M)]
+    return [[*(point**i for point in POINTS[: T - 1]), Fraction(i == M - 1)] for i in range(M)]
 
 
 def _with_roots(roots: list[Fraction]) -> list[Fraction]:
@@ -134,17 +135,19 @@ def _transform(vs: Any, matrix: Matrix, signature: Callable[[Any], Any]) -> Any:
 
 @intrinsic
 def transform_input(typingctx, vs):
-    return _transform(vs, input_matrix(), lambda result: result(vs))
+    return _transform(vs, input_matrix(isqrt(vs.count)), lambda result: result(vs))
 
 
 @intrinsic
-def transform_filter(typingctx, vs):
-    return _transform(vs, filter_matrix(isqrt(vs.count)), lambda result: result(vs))
+def transform_filter(typingctx, vs, side):
+    matrix = filter_matrix(side.count, isqrt(vs.count))
+    return _transform(vs, matrix, lambda result: result(vs, side))
 
 
 @intrinsic
 def transform_output(typingctx, vs, grid):
-    return _transform(vs, output_matrix(grid.count), lambda result: result(vs, grid))
+    matrix = output_matrix(isqrt(vs.count), grid.count)
+    return _transform(vs, matrix, lambda result: result(vs, grid))
 
 
 @intrinsic

@@ -215,7 +215,7 @@ class ConvStage(Stage):
             self._winner = self.buffer("winner", shape, np.uint8)
         fast = self.winograd and x.last and N * sizes[0] * sizes[1] >= WINOGRAD_PIXELS
         self._fast_back = fast and (w.shape[2] == 3 or pool == (1, 1))
-        if fast and conv2d_winograd.takes_pool(w, pool):
+        if fast and conv2d_winograd.takes_pool(pool):
             self.how = "numba, winograd"
             conv2d_winograd.forward(
                 x.data, w, b, win, y, relu=self.relu, pool=pool, winner=self._winner
