@@ -54,10 +54,7 @@ from minicnn.shapes import Window
 
 OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
 # Tiles (R, V) to choose from, each compiled when first used: 16 registers with AVX, else 32.
-if VECTOR_BYTES == 32:
-    TILES = ((3, 4), (5, 2), (8, 1))
-else:
-    TILES = ((5, 5), (3, 6), (8, 1))
+TILES = ((3, 4), (5, 2), (8, 1)) if VECTOR_BYTES == 32 else ((5, 5), (3, 6), (8, 1))
 FILTERS = 8  # of a group: an item of work for dw
 ENTRIES = 48  # of a list for dw at least, where there are so many windows: a tile is loaded and
 PIXELS = 64  # stored once a list. For dx, the windows of a block.

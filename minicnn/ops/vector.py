@@ -318,7 +318,7 @@ def horizontal_sum(typingctx, v):
 
 def _count(n: Any) -> int:
     """Return the number that `n` stands for: a literal, or a tuple of that length."""
-    return n.count if isinstance(n, types.BaseTuple) else n.literal_value
+    return len(n) if isinstance(n, types.BaseTuple) else n.literal_value
 
 
 @intrinsic(prefer_literal=True)
