@@ -15,7 +15,8 @@ of x is the same with w turned round and its channels and filters swapped. That 
 correlation too, of a patch of x with a tile of dy: F(3x3, 4x4), or F(5x5, 4x4).
 
 It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive to rounding. In
-float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 3e-6. Numbers near the largest float may overflow inside.
+float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 1e-6.
+Numbers near the largest float may overflow inside.
 
 An item of work is a number of tiles whose arrays stay in the cache. The sums of dw are taken in
 parts that depend on the shapes alone, so any number of threads gives the same bits.
