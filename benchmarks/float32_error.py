@@ -99,7 +99,8 @@ def run(name: str, version: str, arrays: Any, options: Any, dy: Any) -> tuple[An
     with mc.use(version):
         y, cache = getattr(ops, f"{name}_forward")(*arrays, **options)
         grads = getattr(ops, f"{name}_backward")(dy.astype(y.dtype), cache)
-    return y, *(grads if isinstance(grads, tuple) else (grads,))
+    grads = grads if isinstance(grads, tuple) else (grads,)
+    return y, *(g for g in grads if g is not None)  # None for a parameter that was not passed
 
 
 def output(name: str, case: Case) -> np.ndarray:

@@ -85,7 +85,7 @@ BUGS = [
     # ------------------------------------------------------------ linear, activations, softmax
     Bug("ops/linear.py", "return dy @ w, dy.T @ x, dy.sum(", "return dy @ w, dy.T @ x, dy.mean(",
         "linear: db is a mean"),
-    Bug("ops/activations.py", "lambda xp, dy, y: dy * (y > 0),", "lambda xp, dy, y: dy * (y >= 0),",
+    Bug("ops/activations.py", "lambda xp, dy, y: _masked(dy, y > 0),", "lambda xp, dy, y: _masked(dy, y >= 0),",
         "relu: everything passes back"),
     Bug("ops/activations.py", "lambda xp, dy, x, slope: dy * (x > 0) + slope * dy * ~(x > 0),",
         "lambda xp, dy, x, slope: dy * (x > 0) + dy * ~(x > 0),",

@@ -473,6 +473,8 @@ def slice_(node: Node, x: Array, starts: Array = None, ends: Array = None,
     if node.opset < 10:
         first, last, along = node.take("starts", []), node.take("ends", []), node.take("axes")
     else:
+        if starts is None or ends is None:
+            node.wrong("starts, ends: expected arrays, got none")
         first, last = starts.tolist(), ends.tolist()
         along = None if axes is None else axes.tolist()
     step = [1] * len(first) if steps is None else steps.tolist()
@@ -523,6 +525,8 @@ def pad(node: Node, x: Array, pads: Array = None, value: Array | None = None,
     if node.opset < 11:
         widths, fill = node.take("pads", []), node.take("value", 0.0)
     else:
+        if pads is None:
+            node.wrong("pads: expected an array, got none")
         widths, fill = pads.tolist(), 0 if value is None else value.item()
     along = list(range(x.ndim)) if axes is None else axes.tolist()
     if len(widths) != 2 * len(along):
