@@ -256,7 +256,13 @@ def caught_by(bug: Bug) -> str:
         # Two test files look at the sources and would see any change.
         mirror = tests_of(bug.file)
         suites = [
-            ["tests", *(f"--ignore=tests/test_{name}.py" for name in ("planted_bugs", "readme"))]
+            [
+                "tests",
+                *(
+                    f"--ignore=tests/{name}"
+                    for name in ("test_planted_bugs.py", "test_readme.py", "notebooks")
+                ),
+            ]
         ]
         if (copy / mirror).exists():
             suites.insert(0, [mirror])

@@ -61,7 +61,10 @@ def test_a_network_trained_here_loads_there_strictly(tmp_path, torch):
     ("change", "words"),
     [
         (lambda s: s.pop("3.bias"), r"1 missing \['3.bias'\] and 0 unexpected"),
-        (lambda s: s.update(extra=s["3.bias"].clone()), r"0 missing \[\] and 1 unexpected \['extra'\]"),
+        (
+            lambda s: s.update(extra=s["3.bias"].clone()),
+            r"0 missing \[\] and 1 unexpected \['extra'\]",
+        ),
         (lambda s: s.update({"3.bias": s["3.bias"][:9]}),
          r"3.bias: expected shape \(10,\), got \(9,\)"),
     ],
