@@ -4,6 +4,9 @@
 own: it also looks at the vector layer's source, and it may be missing, full, broken or forbidden
 without harm. `buffers` lends scratch memory, to one caller at a time, because a parallel kernel
 must not be entered by two Python threads at once (Numba's workqueue layer aborts the process).
+
+The environment variable MINICNN_NUM_THREADS sets how many threads a kernel uses; all cores if not
+set. Results do not depend on it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,15 @@ _IDEAS = "comprehension", "reduction", "inplace_binop", "setitem", "numpy", "ste
 PRANGE_ALONE: Any = ParallelOptions(dict.fromkeys(_IDEAS, False))
 
 ALIGN = 64  # bytes: a vector in a buffer never straddles two cache lines
+
+_THREADS = os.environ.get("MINICNN_NUM_THREADS", "")
+if _THREADS:
+    if not _THREADS.isdecimal() or not 1 <= int(_THREADS) <= numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(
+            "MINICNN_NUM_THREADS: expected a whole number from 1 to "
+            f"{numba.config.NUMBA_NUM_THREADS} (Numba's NUMBA_NUM_THREADS), got {_THREADS!r}"
+        )
+    numba.set_num_threads(int(_THREADS))
 
 lock = threading.RLock()  # held by whoever runs kernels; see `buffers`
 _arena = np.empty(0, np.uint8)

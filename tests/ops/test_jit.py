@@ -1,5 +1,8 @@
 """Compiling and running kernels: the cache may fail, threads may meet."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -105,3 +108,18 @@ def test_one_thread_at_a_time_has_the_buffers():
         thread.join()
     assert len(clashes) == 40
     assert not any(clashes)
+
+
+@pytest.mark.parametrize(("value", "ok"), [("1", True), ("0", False), ("x", False), ("999", False)])
+def test_the_number_of_threads_is_the_users(value, ok):
+    code = "from minicnn.ops import jit; import numba; print(numba.get_num_threads())"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MINICNN_NUM_THREADS": value},
+        capture_output=True,
+        text=True,
+    )
+    if ok:
+        assert run.stdout.strip() == value
+    else:
+        assert "MINICNN_NUM_THREADS: expected a whole number from 1 to" in run.stderr
