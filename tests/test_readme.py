@@ -19,10 +19,12 @@ def section(title):
 
 def test_the_code_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train, step, check = blocks("python", section("Use"))
+    train, step, check, stepping = blocks("python", section("Use"))
     names = {}
     exec(train, names)
     exec(step, names)
+    exec(stepping, names)
+    assert (tmp_path / "trace.html").exists()
     exec("layer, x = model[0], train.x[:1]", names)
     (with_loops,) = [code for code in blocks("python") if 'use("reference")' in code]
     exec(with_loops, names)

@@ -29,6 +29,7 @@ CASES = {
     "avg_pool2d": ([X], {"kernel_size": 3, "padding": 1}),
     "batch_norm": ([X, draw(4), draw(4)], {}),
     "bce_with_logits": ([draw(3, 4), SHARES, SHARES, SHARES], {}),
+    "conv_block": ([X, draw(6, 4, 3, 3), draw(6)], {"padding": 1, "pool": 2}),
     "conv2d": ([X, draw(6, 2, 3, 3), draw(6)], {"padding": 1, "groups": 2}),
     "conv_transpose2d": ([X, draw(4, 3, 3, 3), draw(6)], {"stride": 2, "groups": 2}),
     "cross_entropy": ([draw(3, 4), LABELS, SHARES[0]], {"label_smoothing": 0.1}),
