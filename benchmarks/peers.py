@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from harness import optional
 
-import minicnn
 from minicnn.layers import Layer
 
 LR = 1e-3
@@ -187,6 +186,7 @@ def jax(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
 
 def dezero(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
     """Educational framework on NumPy; it runs what a stack of conv, linear, ReLU and pool needs."""
+    vars(np)["int"] = int  # DeZero 0.0.13 was written for NumPy 1.19
     dezero = optional("dezero")
     kinds = {type(layer).__name__ for _, layer in model.modules()}
     if dezero is None or kinds & {"Residual", "BatchNorm2d"}:
@@ -350,11 +350,13 @@ def onnx_runtime(model: Layer, x: np.ndarray, threads: int) -> dict[str, Callabl
     import tempfile
     from pathlib import Path
 
+    from minicnn.onnx import export
+
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        minicnn.onnx.export(model, path, x.shape[1:])
+        export(model, path, x.shape[1:])
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: x}
     return {"ONNX Runtime": lambda: session.run(None, feed)[0]}
