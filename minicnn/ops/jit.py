@@ -36,10 +36,11 @@ ALIGN = 64  # bytes: a vector in a buffer never straddles two cache lines
 
 _THREADS = os.environ.get("MINICNN_NUM_THREADS", "")
 if _THREADS:
-    if not _THREADS.isdecimal() or not 1 <= int(_THREADS) <= numba.config.NUMBA_NUM_THREADS:
+    _most = numba.get_num_threads()
+    if not _THREADS.isdecimal() or not 1 <= int(_THREADS) <= _most:
         raise ValueError(
-            "MINICNN_NUM_THREADS: expected a whole number from 1 to "
-            f"{numba.config.NUMBA_NUM_THREADS} (Numba's NUMBA_NUM_THREADS), got {_THREADS!r}"
+            f"MINICNN_NUM_THREADS: expected a whole number from 1 to {_most} (Numba's "
+            f"NUMBA_NUM_THREADS), got {_THREADS!r}"
         )
     numba.set_num_threads(int(_THREADS))
 
