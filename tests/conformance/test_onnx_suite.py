@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("onnx.checker", reason="the package onnx, which carries the tests, is not installed")
+pytest.importorskip("onnx.checker", reason="onnx, which carries the tests, is not installed")
 
 from conformance import onnx_suite
 

@@ -231,7 +231,7 @@ import kill_resume
 folder = Path(sys.argv[1])
 lifetime = kill_resume.undisturbed(folder)
 within, runs, complaints = kill_resume.kill_and_resume(
-    folder, 8, random.Random(1), lifetime, lambda n: None)
+    folder, 16, random.Random(1), lifetime, lambda n: None)
 assert within >= 1, within
 assert not complaints, complaints
 """
