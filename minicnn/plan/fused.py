@@ -137,10 +137,9 @@ class ResidualStage(Stage):
 
     def forward(self, x: Maps, training: bool) -> Maps:
         self._came = x
-        a, b = self.last(x), x
+        a = b = self.last(x)
         for stage in self.body:
             a = stage.forward(a, training)
-        b = self.last(x)
         for stage in self.shortcut:
             b = stage.forward(b, training)
         a, b = self.last(a, "body"), self.last(b, "shortcut")
