@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -142,6 +142,55 @@ def array_module(a: object) -> ModuleType:
     return np
 
 
+# ---------------------------------------------------------------- steps that are recorded
+
+
+class Recorder(Protocol):
+    """What keeps the work of a training step on the GPU, to do it again with other numbers."""
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` by means that can be recorded."""
+
+    def from_host(self, make: Callable[[], np.ndarray]) -> Array:
+        """Return an array that holds ``make()``, made anew before each repetition."""
+
+
+_recorder: Recorder | None = None
+
+
+def recording() -> bool:
+    """Tell whether the work of a training step on the GPU is being recorded.
+
+    Then nobody may look at numbers on the device: there are none yet, and later ones may differ.
+    Where an op would raise because of a value, it makes its result NaN instead.
+    """
+    return _recorder is not None
+
+
+@contextmanager
+def recorded(recorder: Recorder) -> Iterator[None]:
+    """Let `recorder` keep what runs inside the block."""
+    global _recorder
+    before, _recorder = _recorder, recorder
+    try:
+        yield
+    finally:
+        _recorder = before
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Return ``a @ b`` for matrices or stacks of matrices, in a recorded step too."""
+    return a @ b if _recorder is None else _recorder.matmul(a, b)
+
+
+def from_host(x: Array, make: Callable[[], np.ndarray]) -> Array:
+    """Return the array that `make` draws on the host, on the device of `x`."""
+    return array_module(x).asarray(make()) if _recorder is None else _recorder.from_host(make)
+
+
+# ---------------------------------------------------------------- arguments
+
+
 def as_arrays(op: str, /, optional: Container[str] = (), **arrays: Array) -> list[Array]:
     """Check the float arrays of a call and return them in native byte order and C order.
 
@@ -194,6 +243,9 @@ def _as_float(op: str, name: str, a: Array) -> Array:
 
 def _device(a: Array) -> str:
     return "a CuPy array" if is_cupy(a) else "a NumPy array"
+
+
+# ---------------------------------------------------------------- from one device to another
 
 
 def to_gpu(obj: Any) -> Any:

@@ -7,12 +7,15 @@ source that runs on CuPy arrays, so that tests over ``VERSIONS`` visit it.
 """
 
 import sys
+from contextlib import contextmanager
 from functools import cache, wraps
 
 import numpy as np
 
 from emulator import fake_cupy
+from emulator.cublas import CuBlas
 from minicnn import backend, ops, to_cpu, to_gpu
+from minicnn.gpu import blas
 
 
 @cache
@@ -28,6 +31,24 @@ def device():
 def imitation():
     """The one imitated CuPy of this process: kernels that were compiled for it stay valid."""
     return fake_cupy.make()
+
+
+@contextmanager
+def standing_in():
+    """Put the imitated CuPy in the place of the real one, where that has no device."""
+    if device()[0]:
+        yield
+        return
+    real, library = sys.modules.get("cupy"), blas.library
+    sys.modules["cupy"] = imitation()
+    blas.library = lambda: CuBlas(imitation().machine)
+    try:
+        yield
+    finally:
+        blas.library = library
+        del sys.modules["cupy"]
+        if real is not None:
+            sys.modules["cupy"] = real
 
 
 def install():
@@ -55,8 +76,9 @@ def _bridged(function):
     def call(*args, **kwargs):
         if backend.chosen() != "cupy":
             return function(*args, **kwargs)
-        kwargs = {name: _there(a) for name, a in kwargs.items()}
-        return _back(function(*map(_there, args), **kwargs))
+        with standing_in():
+            kwargs = {name: _there(a) for name, a in kwargs.items()}
+            return _back(function(*map(_there, args), **kwargs))
 
     return call
 

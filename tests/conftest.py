@@ -1,7 +1,6 @@
 """Settings that hold for every test."""
 
 import os
-import sys
 
 import matplotlib
 import pytest
@@ -46,25 +45,11 @@ def _on_gpu(item):
     return "cupy" in item.fixturenames or versions == "cupy"
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """Put the imitated CuPy where the real one has no device, for the tests that use it."""
-    if not _on_gpu(item) or bridge.device()[0]:
-        return (yield)
-    real = sys.modules.get("cupy")
-    sys.modules["cupy"] = bridge.imitation()
-    try:
-        return (yield)
-    finally:
-        del sys.modules["cupy"]
-        if real is not None:
-            sys.modules["cupy"] = real
-
-
 @pytest.fixture
 def cupy():
     """The module: CuPy on a machine with a GPU, else its imitation on the CPU."""
-    return bridge.device()[0] or bridge.imitation()
+    with bridge.standing_in():
+        yield bridge.device()[0] or bridge.imitation()
 
 
 @pytest.fixture

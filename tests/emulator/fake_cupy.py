@@ -29,15 +29,17 @@ DTYPES = "?bhilqBHILQefdFD"
 UNIT = 512  # bytes: CuPy's pools hand out multiples of it
 
 # Functions that give an array of the same name in NumPy; CuPy takes the arguments listed.
-REDUCTION = {"axis", "dtype", "out", "keepdims"}
+REDUCTION = frozenset({"axis", "dtype", "out", "keepdims"})
+CREATION = frozenset({"shape", "dtype", "order"})
 FUNCTIONS = {
     **dict.fromkeys(("sum", "prod", "mean", "argmax", "argmin"), REDUCTION),
-    **dict.fromkeys(("max", "min", "amax", "amin", "any", "all"), {"axis", "out", "keepdims"}),
+    **dict.fromkeys(("max", "min", "amax", "amin", "any", "all"), REDUCTION - {"dtype"}),
     **dict.fromkeys(("var", "std"), REDUCTION | {"ddof"}),
-    **dict.fromkeys(("zeros_like", "ones_like", "empty_like"), {"dtype", "order", "shape"}),
-    **dict.fromkeys(("zeros", "ones", "empty"), {"shape", "dtype", "order"}),
-    **dict.fromkeys(("stack", "concatenate"), {"axis", "out"}),
-    **dict.fromkeys(("array_split", "split"), {"axis"}),
+    **dict.fromkeys(("zeros_like", "ones_like", "empty_like"), CREATION),
+    **dict.fromkeys(("zeros", "ones", "empty"), CREATION),
+    "stack": {"axis", "out"},
+    "concatenate": {"axis", "out"},
+    "split": {"axis"},
     "full": {"dtype"},
     "full_like": {"dtype"},
     "arange": {"dtype"},
@@ -387,6 +389,8 @@ def make(memory=None):
             host_index = indices(index)
             if any(isinstance(i, np.ndarray) and i.dtype == bool for i in flat(host_index)):
                 machine.reading()  # the shape of the result depends on the numbers
+            if all(isinstance(i, int | slice | None) for i in flat(host_index)):
+                host_index = (*flat(host_index), ...)  # an element is a view without axes
             return compute(lambda a: a[host_index], (self,), {})
 
         def __setitem__(self, index, value):
@@ -496,7 +500,21 @@ def make(memory=None):
             lambda self, other: compute(function, (other, self), {}),
         )
 
-    for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split():
+    for name in [
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+        "matmul",
+    ]:
         function = getattr(operator, f"__{name}__")
         if name == "matmul":
 
@@ -509,9 +527,9 @@ def make(memory=None):
         setattr(ndarray, f"__r{name}__", reflected)
         if name != "matmul":
             setattr(ndarray, f"__i{name}__", in_place(machine, operand, f"__i{name}__"))
-    for name in "lt le eq ne gt ge".split():
+    for name in ["lt", "le", "eq", "ne", "gt", "ge"]:
         setattr(ndarray, f"__{name}__", binary(getattr(operator, f"__{name}__"))[0])
-    for name in "neg pos abs invert".split():
+    for name in ["neg", "pos", "abs", "invert"]:
         function = getattr(operator, f"__{name}__")
         setattr(ndarray, f"__{name}__", lambda self, f=function: compute(f, (self,), {}))
 
@@ -528,9 +546,34 @@ def make(memory=None):
 
         return call
 
-    for name in "sum prod mean max min any all argmax argmin var std clip take cumsum".split():
+    for name in [
+        "sum",
+        "prod",
+        "mean",
+        "max",
+        "min",
+        "any",
+        "all",
+        "argmax",
+        "argmin",
+        "var",
+        "std",
+        "clip",
+        "take",
+        "cumsum",
+    ]:
         setattr(ndarray, name, method(name, FUNCTIONS[name]))
-    for name in "reshape transpose swapaxes ravel flatten squeeze repeat nonzero dot".split():
+    for name in [
+        "reshape",
+        "transpose",
+        "swapaxes",
+        "ravel",
+        "flatten",
+        "squeeze",
+        "repeat",
+        "nonzero",
+        "dot",
+    ]:
         setattr(ndarray, name, method(name, {"axis", "order"}))
 
     # ------------------------------------------------------------ the module
