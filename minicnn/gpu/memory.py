@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from minicnn.backend import cupy_or_error
@@ -14,6 +15,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free() -> None:
     """Give back what CuPy's pool holds and nobody uses."""
+    gc.collect()  # recorded steps and what they belong to know each other
     cupy = cupy_or_error()
     cupy.get_default_memory_pool().free_all_blocks()
 
@@ -34,12 +36,12 @@ def smaller(op: str, samples: int, size: int, fix: str, error: BaseException) ->
     return -(-size // 2)
 
 
-def refuse(op: str, samples: int, why: str, error: BaseException) -> None:
-    """Raise MemoryError for a batch that does not fit and cannot be taken in parts."""
-    raise MemoryError(
+def refusal(op: str, samples: int, why: str, error: BaseException) -> MemoryError:
+    """Return the error for a batch that does not fit and cannot be taken in parts."""
+    return MemoryError(
         f"{op}: x: {_samples(samples)}: the GPU's memory does not suffice, and they cannot be "
         f"taken in parts: {why} ({_state(error)}; fix: a smaller batch_size)"
-    ) from error
+    )
 
 
 def _samples(n: int) -> str:

@@ -60,7 +60,7 @@ def gradients(trainer: Trainer, x: Array, y: Array) -> tuple[float, Array]:
         except MemoryError as error:
             plan.drop()
             if why and memory.is_out_of_memory(error):
-                memory.refuse("Trainer.step", len(x), why, error)
+                raise memory.refusal("Trainer.step", len(x), why, error) from error
             raise
 
     fix = "a smaller network or smaller pictures"

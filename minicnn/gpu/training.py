@@ -118,7 +118,7 @@ class GpuSteps:
         self.why = ""
         self.stream = cupy.cuda.Stream()
         self.blas = Blas(self.stream)
-        self.tally = cupy.zeros(TALLY)
+        self.tally: Array = None  # made with the rest, where memory is known to suffice
         self.rates: dict[Any, Array] = {}
         self.flat: dict[Any, Array] = {}  # the gradients of each dtype, one behind the other
         self._steps: OrderedDict[Key, _Step] = OrderedDict()
@@ -161,14 +161,27 @@ class GpuSteps:
             self.read()
             self._position, self._queued = position, 0
         self._again = again
-        step = self._ready(x, y)
+        try:
+            step = self._ready(x, y)
+        except MemoryError as error:
+            self._no_memory(error)
+            step = None
         if step is None or not self._queue(step, x, y):
             self.read()
             self._queued = 0
-            return self.trainer.step_now(x, y, position)
+            return self._plain(x, y, position)
         if self._unread >= READ_EVERY:
             self.read()
         return None
+
+    def _plain(self, x: Array, y: Array, position: Position) -> float:
+        try:
+            return self.trainer.step_now(x, y, position)
+        except MemoryError as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            why = "there is no room for the update either"
+            raise memory.refusal("Trainer.step", len(x), why, error) from error
 
     def _ready(self, x: Array, y: Array) -> _Step | None:
         """Return the recorded step that takes this batch, if there is one or it is time."""
@@ -215,7 +228,8 @@ class GpuSteps:
 
     def _flatten(self) -> None:
         """Let the gradients lie one behind the other, so that one kernel reaches them all."""
-        xp, layers = array_module(self.tally), {}
+        xp, layers = cupy_or_error(), {}
+        self.tally = xp.zeros(TALLY)
         for _, layer in self.trainer.model.modules():
             layers[id(layer)] = layer
         parts = [(layer, key, g) for layer in layers.values() for key, g in layer.grads.items()]
@@ -256,9 +270,7 @@ class GpuSteps:
         except CannotCapture as error:
             self._give_up(str(error))
         except MemoryError as error:
-            if not memory.is_out_of_memory(error):
-                raise
-            self._give_up("there is not enough memory for the arrays of a recorded step")
+            self._no_memory(error)
         finally:
             if not done:
                 optimizer.step_count -= 1
@@ -280,6 +292,11 @@ class GpuSteps:
             why = f"a layer or the loss looks at numbers on the host ({why})"
         self.forget()
         self.why = why
+
+    def _no_memory(self, error: MemoryError) -> None:
+        if not memory.is_out_of_memory(error):
+            raise error
+        self._give_up("there is not enough memory for the arrays of a recorded step")
 
     def forget(self) -> None:
         """Drop all that was recorded, and its memory."""

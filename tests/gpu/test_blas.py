@@ -57,7 +57,7 @@ def test_products(cupy, a_layout, b_layout, dtype, a_shape, b_shape):
 
 
 def test_without_cublas_it_says_so(monkeypatch):
-    def fail(name):
+    def fail(name, mode=0):
         raise OSError(name)
 
     monkeypatch.setattr("minicnn.gpu.blas.ctypes.CDLL", fail)
