@@ -517,6 +517,12 @@ def test_not_even_one_sample_fits(imitated, cupy, room, message):
     limit(cupy, room)
     with pytest.raises(MemoryError, match=rf"Trainer.step: x: 256 samples: .*{message}"):
         there.step(*far)
+
+
+def test_predictions_of_not_even_one_sample_fit(imitated, cupy):
+    _, there = trainers(wide)
+    far = to_gpu(data(256))
+    limit(cupy, 1 << 10)
     with pytest.raises(MemoryError, match=r"predict: x: 256 samples: .*Out of memory allocating"):
         there.predict(far[0])
 
