@@ -661,7 +661,13 @@ def make(memory=None):
             kernel._function = function
             return kernel
 
-        max_dynamic_shared_size_bytes = 48 * 1024
+        @property
+        def max_dynamic_shared_size_bytes(self):
+            return self._function.max_dynamic_shared_size_bytes
+
+        @max_dynamic_shared_size_bytes.setter
+        def max_dynamic_shared_size_bytes(self, size):
+            self._function.max_dynamic_shared_size_bytes = size
 
         def __call__(self, grid, block, args, *, shared_mem=0, stream=None):
             host = tuple(operand(a) for a in args)
@@ -674,7 +680,7 @@ def make(memory=None):
         def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", **kwargs):
             from emulator.cuda import RawModule as Compiled
 
-            self._module = Compiled(code, options)
+            self._module = Compiled(code=code, options=options)
 
         def get_function(self, name):
             return RawKernel._of(self._module.get_function(name))
