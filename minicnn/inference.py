@@ -53,9 +53,9 @@ def on_gpu(model: Layer) -> bool:
 def running(model: Layer, x: Array, fused: bool, winograd: bool) -> Iterator[Any]:
     """Lend the plan that runs `model` on `x`: the GPU's if either is there, else the CPU's."""
     if is_cupy(x) or on_gpu(model):
-        from minicnn.gpu.plan import plan_of
+        from minicnn.gpu.plan import GpuPlan
 
-        yield plan_of(model, fused)
+        yield GpuPlan(model, fused)
         return
     with plan.running(model, x, fused, winograd) as lent:
         yield lent

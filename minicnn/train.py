@@ -251,7 +251,7 @@ class Trainer:
         if on_gpu(self.model):
             from minicnn.gpu.parts import gradients
 
-            return gradients(self, x, y)
+            return gradients(self, plan, x, y)
         outputs = plan.forward(x, training=True)
         loss, gradient = self._loss_and_gradient(outputs, y, plan)
         if math.isfinite(loss):
@@ -418,11 +418,11 @@ class Trainer:
         gpu = self._gpu_steps()
         if gpu is None:
             return plan_of(self.model, self.fused, self.winograd)
-        from minicnn.gpu import plan
+        from minicnn.gpu.plan import GpuPlan
 
-        found = plan.plan_of(self.model, self.fused)
-        found.note = str(gpu)
-        return found
+        plan = GpuPlan(self.model, self.fused)
+        plan.note = str(gpu)
+        return plan
 
 
 def _plain_labels(outputs: Array, y: Array) -> bool:

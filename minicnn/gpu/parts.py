@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from minicnn.backend import Array, array_module
 from minicnn.gpu import memory
-from minicnn.gpu.plan import GpuPlan, plan_of
+from minicnn.gpu.plan import GpuPlan
 from minicnn.layers import BatchNorm2d
 from minicnn.progress import count_labels
 
@@ -41,13 +41,12 @@ def within_memory(op: str, samples: int, run: Callable[[int], T], start: int, fi
         freed = True
 
 
-def gradients(trainer: Trainer, x: Array, y: Array) -> tuple[float, Array]:
+def gradients(trainer: Trainer, plan: GpuPlan, x: Array, y: Array) -> tuple[float, Array]:
     """Run forward and backward of a step; return the loss and the outputs.
 
     If the batch does not fit into memory, it is taken in parts whose gradients add up to the
     gradient of the whole, where that is so.
     """
-    plan = plan_of(trainer.model, trainer.fused)
     generators = [rng.bit_generator for _, rng in trainer.model.named_generators()]
     states = [generator.state for generator in generators]
     why = _why_whole(trainer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import lru_cache
 from typing import Any
 
 from minicnn import ops
@@ -68,7 +67,7 @@ class ConvStage(LayerStage):
 
 
 class GpuPlan:
-    """The stages of a model on the GPU.
+    """The stages of a model on the GPU; quickly made, and not kept, as it holds the model.
 
     Parameters
     ----------
@@ -134,16 +133,6 @@ class GpuPlan:
         wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
         lines = [f"{a:{wide[0]}}  {b:{wide[1]}}  {c}" for a, b, c in rows]
         return "\n".join([*lines, self.note] if self.note else lines)
-
-
-def plan_of(model: Layer, fused: bool = True) -> GpuPlan:
-    """Return the plan of a model: the one made before, unless its layers have changed."""
-    return _plan(model, tuple(id(layer) for _, layer in model.modules()), fused)
-
-
-@lru_cache(maxsize=4)  # a plan keeps its model alive
-def _plan(model: Layer, layers: tuple[int, ...], fused: bool) -> GpuPlan:
-    return GpuPlan(model, fused)
 
 
 def _stages(model: Layer) -> list[LayerStage]:

@@ -19,7 +19,7 @@ from minicnn.backend import Array, array_module, cupy_or_error, is_cupy
 from minicnn.gpu import memory, update
 from minicnn.gpu.blas import Blas
 from minicnn.gpu.graph import CannotCapture, Recording
-from minicnn.gpu.plan import plan_of
+from minicnn.gpu.plan import GpuPlan
 from minicnn.optim import sum_of_squares
 from minicnn.progress import Position, correct, counted
 
@@ -56,7 +56,7 @@ class _Step:
         before = [a.copy() for a in running]
         for flat in steps.flat.values():
             flat.fill(0)
-        plan = plan_of(model, trainer.fused)
+        plan = GpuPlan(model, trainer.fused)
         outputs = plan.forward(self.x, training=True)
         forward, backward = trainer.loss
         loss, cache = forward(outputs, self.y)

@@ -134,10 +134,10 @@ FAULTS = {
         "cli/test_cli_train.py::test_cuda_without_cupy_says_what_is_missing",
     )),
     29: ("GPU out of memory", (
-        "gpu/test_gpu_training.py::test_a_batch_that_is_too_large_is_taken_in_parts",
-        "gpu/test_gpu_training.py::test_what_cannot_be_taken_in_parts_is_refused",
-        "gpu/test_gpu_training.py::test_not_even_one_sample_fits",
-        "gpu/test_gpu_training.py::test_memory_is_given_back_before_parts_are_tried",
+        "gpu/test_parts.py::test_a_batch_that_is_too_large_is_taken_in_parts",
+        "gpu/test_parts.py::test_what_cannot_be_taken_in_parts_is_refused",
+        "gpu/test_parts.py::test_not_even_one_sample_fits",
+        "gpu/test_parts.py::test_memory_is_given_back_before_parts_are_tried",
     )),
     30: ("two runs in one folder", (
         "test_runs.py::test_the_second_process_is_told_of_the_first",

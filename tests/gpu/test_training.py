@@ -1,135 +1,32 @@
 """Training on the GPU: the CPU's numbers, queued without waiting, and errors where they belong."""
 
-import gc
 import math
 
 import numpy as np
 import pytest
 
-from minicnn import (
-    BatchNorm2d,
-    Conv2d,
-    Dropout,
-    Flatten,
-    GroupNorm,
-    LayerNorm,
-    Linear,
-    MaxPool2d,
-    ReLU,
-    Residual,
-    Sequential,
-    Trainer,
-    checkpoint,
-    ops,
-    to_cpu,
-    to_gpu,
-    use,
+from gpu_networks import (
+    F64,
+    OPTIMIZERS,
+    assert_alike,
+    both,
+    convolutional,
+    data,
+    dense,
+    fit,
+    norms,
+    reading_loss,
+    recorded,
+    residual,
+    shared,
+    trainers,
 )
+from minicnn import Linear, Trainer, checkpoint, ops, to_cpu, to_gpu, use
 from minicnn.backend import is_cupy
 from minicnn.gpu import training
-from minicnn.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from minicnn.optim import Adam, Optimizer
 from minicnn.schedules import CosineLR
 from minicnn.train import Callback, NonFiniteError, predict
-
-F64 = {"dtype": np.float64}
-
-
-def data(n=64, seed=0, dtype=np.float64):
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((n, 2, 6, 6)).astype(dtype), rng.integers(0, 3, n)
-
-
-def dense(dtype=np.float64):
-    rng, d = np.random.default_rng(0), {"dtype": dtype}
-    return Sequential(
-        BatchNorm2d(2, **d),
-        MaxPool2d(2),
-        Flatten(),
-        Linear(18, 7, rng=rng, **d),
-        ReLU(),
-        Dropout(0.3, rng=5),
-        Linear(7, 3, rng=rng, **d),
-    )
-
-
-def norms():
-    return Sequential(
-        GroupNorm(2, 2, **F64), Flatten(), LayerNorm(72, **F64), Linear(72, 3, rng=0, **F64)
-    )
-
-
-def residual():
-    body = Sequential(Linear(72, 72, rng=1, **F64), ReLU())
-    return Sequential(Flatten(), Residual(body), Linear(72, 3, rng=0, **F64))
-
-
-def convolutional():
-    rng = np.random.default_rng(0)
-    return Sequential(
-        Sequential(Conv2d(2, 4, 3, padding=1, rng=rng, **F64), ReLU(), MaxPool2d(2)),
-        Conv2d(4, 5, 2, bias=False, rng=rng, **F64),
-        ReLU(),
-        Flatten(),
-        Linear(20, 3, rng=rng, **F64),
-    )
-
-
-def shared():
-    layer = Linear(72, 72, rng=1, **F64)
-    return Sequential(Flatten(), layer, ReLU(), layer, Linear(72, 3, rng=0, **F64))
-
-
-OPTIMIZERS = {
-    "SGD": lambda m: SGD(m, lr=0.1),
-    "SGD, everything": lambda m: SGD(m, 0.05, momentum=0.9, dampening=0.2, weight_decay=0.01),
-    "SGD, nesterov": lambda m: SGD(m, 0.05, momentum=0.9, nesterov=True),
-    "Adam": lambda m: Adam(m, lr=0.01),
-    "Adam, everything": lambda m: Adam(m, lr=0.01, weight_decay=0.1, amsgrad=True),
-    "AdamW": lambda m: AdamW(m, lr=0.01, weight_decay=0.1),
-    "RMSprop": lambda m: RMSprop(m, lr=0.01, momentum=0.5, centered=True, weight_decay=0.1),
-}
-
-
-def trainers(make=dense, optimizer="Adam", **kwargs):
-    """Two trainers that start alike, the second on the GPU."""
-    pair = []
-    for _ in range(2):
-        model = make()
-        pair.append(Trainer(model, OPTIMIZERS[optimizer](model), **kwargs))
-    return pair[0], to_gpu(pair[1])
-
-
-def fit(trainer, sets, **kwargs):
-    with use("numpy" if not is_cupy(sets[0][0]) else None):
-        return trainer.fit(*sets, **{"batch_size": 16, "progress": False, "epochs": 3} | kwargs)
-
-
-def both(here, there, sets, **kwargs):
-    fit(here, sets, **kwargs)
-    fit(there, [to_gpu(pair) for pair in sets], **kwargs)
-
-
-def assert_alike(here, there, tolerance=1e-9):
-    for name, a in here.model.state_dict().items():
-        b = to_cpu(there.model.state_dict()[name])
-        np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance, err_msg=name)
-    state = there.optimizer.state_dict()
-    for name, a in here.optimizer.state_dict().items():
-        np.testing.assert_allclose(state[name], a, rtol=tolerance, atol=tolerance, err_msg=name)
-    assert here.position.batch == there.position.batch
-    assert here.position.epoch == there.position.epoch
-    assert len(here.history) == len(there.history)
-    for a, b in zip(here.history, there.history):
-        assert a.keys() == b.keys()
-        for name in a.keys() - {"seconds"}:
-            assert b[name] == pytest.approx(a[name], rel=tolerance, nan_ok=True), name
-    for (_, a), (_, b) in zip(here.model.named_generators(), there.model.named_generators()):
-        assert a.bit_generator.state == b.bit_generator.state
-
-
-def recorded(trainer):
-    return "steps recorded as CUDA graphs" in str(trainer.plan())
-
 
 # ---------------------------------------------------------------- the same numbers
 
@@ -400,15 +297,6 @@ class Plain(Optimizer):
         p -= self.lr * g
 
 
-def reading_loss():
-    def forward(x, y):
-        loss, cache = ops.cross_entropy_forward(x, y)
-        assert float(loss) >= 0
-        return loss, cache
-
-    return forward, ops.cross_entropy_backward
-
-
 @pytest.mark.parametrize(
     ("kwargs", "why"),
     [
@@ -439,104 +327,3 @@ def test_without_cublas_it_falls_back(imitated, cupy, monkeypatch):
     both(here, there, (data(), data(30, 1)))
     assert_alike(here, there)
     assert "steps are not recorded: no cuBLAS" in str(there.plan())
-
-
-def test_the_plan_tells_what_runs(cupy):
-    _, there = trainers(convolutional)
-    lines = str(there.plan()).splitlines()
-    assert lines[1].split("  ")[0] == "0.0, 0.1, 0.2"
-    assert "Conv2d + ReLU + MaxPool2d" in lines[1]
-    assert "Conv2d + ReLU" in lines[2]
-    assert "steps will be recorded" in lines[-1]
-    there.fused = False
-    assert "(model)" in str(there.plan())
-
-
-# ---------------------------------------------------------------- memory
-
-
-def wide(*extra):
-    rng = np.random.default_rng(0)
-    return Sequential(
-        Flatten(), Linear(72, 500, rng=rng, **F64), ReLU(), *extra, Linear(500, 3, rng=rng, **F64)
-    )
-
-
-def limit(cupy, room):
-    gc.collect()
-    pool = cupy.get_default_memory_pool()
-    pool.set_limit(size=pool.used_bytes() + room)
-
-
-def test_a_batch_that_is_too_large_is_taken_in_parts(imitated, cupy):
-    x, y = data(256)
-    y[5:90] = -100  # the parts do not count alike
-    here, there = trainers(lambda: wide(Dropout(0.5, rng=1)))
-    far = to_gpu((x, y))
-    limit(cupy, 3 << 20)
-    for _ in range(4):
-        with use("numpy"):
-            expected = here.step(x, y)
-        assert there.step(*far) == pytest.approx(expected, rel=1e-9)
-    assert 0 < there.part < 256
-    assert_alike(here, there)
-    assert "not enough memory for the arrays of a recorded step" in str(there.plan())
-    with use("numpy"):
-        expected, metrics = predict(here.model, x), here.evaluate((x, y))
-    assert there.evaluate(far) == pytest.approx(metrics, rel=1e-9)
-    np.testing.assert_allclose(to_cpu(there.predict(far[0])), expected, rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("make", "loss", "why"),
-    [
-        (lambda: Sequential(BatchNorm2d(2, **F64), wide()), "cross_entropy", "BatchNorm2d needs"),
-        (wide, reading_loss(), "the loss is not known to be a mean"),
-    ],
-)
-def test_what_cannot_be_taken_in_parts_is_refused(imitated, cupy, make, loss, why):
-    _, there = trainers(make, loss=loss)
-    far = to_gpu(data(256))
-    before = {name: to_cpu(a) for name, a in there.model.state_dict().items()}
-    limit(cupy, 1 << 20)
-    with pytest.raises(MemoryError, match=rf"Trainer.step: x: 256 samples: .* {why}.* batch_size"):
-        there.step(*far)
-    cupy.get_default_memory_pool().set_limit()
-    for name, a in there.model.state_dict().items():
-        np.testing.assert_array_equal(to_cpu(a), before[name])
-    there.step(*far)  # with room again
-
-
-@pytest.mark.parametrize(
-    ("room", "message"), [(20_000, "for a single one at a time"), (0, "no room for the update")]
-)
-def test_not_even_one_sample_fits(imitated, cupy, room, message):
-    _, there = trainers(wide)
-    far = to_gpu(data(256))
-    limit(cupy, room)
-    with pytest.raises(MemoryError, match=rf"Trainer.step: x: 256 samples: .*{message}"):
-        there.step(*far)
-
-
-def test_predictions_of_not_even_one_sample_fit(imitated, cupy):
-    _, there = trainers(wide)
-    far = to_gpu(data(256))
-    cupy.get_default_memory_pool().set_limit(size=1)
-    with pytest.raises(MemoryError, match=r"predict: x: 256 samples: .*Out of memory allocating"):
-        there.predict(far[0])
-
-
-def test_memory_is_given_back_before_parts_are_tried(imitated, cupy, monkeypatch):
-    freed = []
-    pool = cupy.get_default_memory_pool()
-    monkeypatch.setattr(pool, "free_all_blocks", lambda: freed.append(pool.used_bytes()))
-    _, there = trainers(wide)
-    far = to_gpu(data(256))
-    used = pool.used_bytes()
-    limit(cupy, 3 << 20)
-    there.predict(far[0])
-    assert not freed
-    limit(cupy, 1 << 20)
-    there.predict(far[0])
-    assert freed
-    assert max(freed) <= used  # what the failed try held is gone
