@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, Version, array_module, as_arrays, pick
+from minicnn.backend import Array, Version, array_module, as_arrays, pick, recording
 from minicnn.ops.im2col import pad, taps
 from minicnn.shapes import Window, check_ndim, check_shape, pads, pair
 
@@ -124,7 +124,7 @@ def _forward_numpy(x: Array, win: Window) -> tuple[Array, Array]:
         xp.maximum(y, slab, out=y)  # a NaN stays
 
     # The winner is the first tap that equals y, so it is enough to count the taps passed before.
-    has_nan = bool(xp.isnan(y).any())  # a NaN equals nothing
+    has_nan = recording() or bool(xp.isnan(y).any())  # a NaN equals nothing
     inside = None if padded is x else pad(xp.ones((1, 1, H, W), bool), win, False)
     count = xp.zeros(y.shape, np.min_scalar_type(len(slabs)))  # small, so that it stays in cache
     passed = xp.ones(y.shape, bool)
@@ -136,7 +136,8 @@ def _forward_numpy(x: Array, win: Window) -> tuple[Array, Array]:
             hit &= inside[:, :, rows, columns]
         passed &= ~hit
         count += passed
-    offsets = xp.asarray([p * DH * W + q * DW for p, q, _, _ in places], np.int64)
+    KH, KW = win.kernel
+    offsets = xp.arange(KH)[:, None] * DH * W + xp.arange(KW) * DW  # (KH, KW)
     winner = xp.take(offsets, count)  # (N, C, OH, OW), from the window's first tap
     winner += (xp.arange(OH)[:, None] * SH - top) * W + xp.arange(OW) * SW - left
     return y, winner
