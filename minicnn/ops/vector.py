@@ -10,6 +10,7 @@ and take element offsets, so that one flat array holds any layout:
     v = load(a, i)                  a[i : i + L] as one vector of L lanes
     store(a, i, v)
     broadcast(a, i), splat(s)       one number in every lane
+    constant(s, v)                  the number s, of any type, in every lane of a vector like v
     lane(v)                         the number in the first lane
     zero(a)                         a vector of zeros of a's type
     lane_count(a)                   L, the lanes of a vector of a's type
@@ -250,6 +251,14 @@ def broadcast(typingctx, a, i):
 def splat(typingctx, s):
     v = Vector(s, 8 * VECTOR_BYTES // s.bitwidth)
     return _emits(v(s), lambda e, ty, args: e.splat(args[0], v.count))
+
+
+@intrinsic
+def constant(typingctx, s, v):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        return e.splat(e.context.cast(e.b, args[0], s, v.dtype), v.count)
+
+    return _emits(v(s, v), body)
 
 
 @intrinsic
