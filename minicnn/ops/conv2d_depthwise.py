@@ -25,7 +25,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_channels import add_pixels
 from minicnn.ops.conv2d_maps import Geometry, maps_of, number_of_parts, round_up
-from minicnn.ops.copy_numba import clear, copy
+from minicnn.ops.copy_numba import clear
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
@@ -41,6 +41,7 @@ from minicnn.ops.vector import (
     offsets,
     splat,
     store,
+    store_part,
     tile_add,
     tile_load,
     tile_repeat,
@@ -114,11 +115,18 @@ def _plan(geometry: Geometry, L: int) -> Plan:
 # ---------------------------------------------------------------- one map
 
 
-@kernel()
+@kernel(inline=True)
 def _pad(x, at, plan, out):
     """Copy one map into the buffer, whose padding stays zero."""
-    for h in range(plan.rows):
-        copy(x, at + h * plan.columns, plan.columns, out, plan.corner + h * plan.pitch)
+    L, n, none, o = lane_count(x), plan.columns, zero(x), plan.corner
+    whole = n - n % L
+    for _ in range(plan.rows):
+        for w in range(0, whole, L):
+            store(out, o + w, load(x, at + w))
+        if whole < n:
+            store_part(out, o + whole, n - whole, load_part(x, at + whole, n - whole, none))
+        at += n
+        o += plan.pitch
 
 
 @kernel(inline=True)
@@ -134,7 +142,7 @@ def _correlate_map(source, plan, w, y, y0):
         tile_store(sums, y, y0, offsets(plan.writes, v, last, ROWS))
 
 
-@kernel()
+@kernel(inline=True)
 def _rows_in(dy, at, plan, out):
     """Copy the rows of a target map, each filled up to whole vectors with zeros."""
     L, none, o = lane_count(dy), zero(dy), 0

@@ -424,10 +424,15 @@ def horizontal_max(typingctx, v):
 # ---------------------------------------------------------------- part of a vector, and shuffles
 
 
-def _first_lanes(e: _Emit, count: int, n: Any) -> Any:
+def _first_lanes(e: _Emit, v: Vector, n: Any) -> Any:
     """Return the mask of the lanes below n."""
-    number = ir.Constant(ir.VectorType(_I64, count), list(range(count)))
-    return e.b.icmp_signed("<", number, e.splat(n, count))
+    # Integers as wide as a lane: the comparison is one instruction then.
+    width = ir.IntType(v.dtype.bitwidth)
+    if v.dtype.bitwidth < 64:
+        n = e.b.select(e.b.icmp_signed("<", n, e.number(v.count)), n, e.number(v.count))
+        n = e.b.trunc(n, width)
+    number = ir.Constant(ir.VectorType(width, v.count), list(range(v.count)))
+    return e.b.icmp_signed("<", number, e.splat(n, v.count))
 
 
 def _part(e: _Emit, v: Vector, a: Any, a_: Any, i: Any, n: Any) -> Any:
@@ -441,7 +446,7 @@ def _part(e: _Emit, v: Vector, a: Any, a_: Any, i: Any, n: Any) -> Any:
 def load_part(typingctx, a, i, n, v):
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         a_, i_, n_, other = args
-        pointer, mask = _part(e, v, a, a_, i_, n_), _first_lanes(e, v.count, n_)
+        pointer, mask = _part(e, v, a, a_, i_, n_), _first_lanes(e, v, n_)
         function = ir.FunctionType(other.type, [pointer.type, _I32, mask.type, other.type])
         name = f"llvm.masked.load.v{v.count}f{v.dtype.bitwidth}.p0"
         load = cgutils.get_or_insert_function(e.b.module, function, name)
@@ -455,7 +460,7 @@ def load_part(typingctx, a, i, n, v):
 def store_part(typingctx, a, i, n, v):
     def body(e: _Emit, ty: Any, args: Any) -> None:
         a_, i_, n_, value = args
-        pointer, mask = _part(e, v, a, a_, i_, n_), _first_lanes(e, v.count, n_)
+        pointer, mask = _part(e, v, a, a_, i_, n_), _first_lanes(e, v, n_)
         types_ = [value.type, pointer.type, _I32, mask.type]
         function = ir.FunctionType(ir.VoidType(), types_)
         name = f"llvm.masked.store.v{v.count}f{v.dtype.bitwidth}.p0"

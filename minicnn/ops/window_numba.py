@@ -111,7 +111,7 @@ def _plan(H: int, W: int, win: Window, L: int) -> Plan:
 # ---------------------------------------------------------------- into the buffer and back
 
 
-@kernel()
+@kernel(inline=True)
 def _sort(x, at, plan, out):
     """Lay one map out in the buffer; what lies between its pixels stays."""
     L, none, W, columns = lane_count(x), zero(x), plan.columns, plan.column_at
@@ -132,7 +132,7 @@ def _sort(x, at, plan, out):
                 out[o + columns[w]] = x[i + w]
 
 
-@kernel()
+@kernel(inline=True)
 def _unsort(a, plan, dx, at):
     """Write one map from the buffer: the inverse of `_sort`."""
     L, none, W, columns = lane_count(a), zero(a), plan.columns, plan.column_at
@@ -154,7 +154,7 @@ def _unsort(a, plan, dx, at):
                 dx[o + w] = a[i + columns[w]]
 
 
-@kernel()
+@kernel(inline=True)
 def _rows_out(a, plan, y, at):
     """Write the places of one map, row by row, without those between the rows."""
     L, none, W = lane_count(a), zero(a), plan.out_columns
@@ -167,7 +167,7 @@ def _rows_out(a, plan, y, at):
 # ---------------------------------------------------------------- max
 
 
-@kernel()
+@kernel(inline=True)
 def _largest(source, plan, best_out, winner_out):
     for t in range(0, plan.places, lane_count(source)):
         # The padding is -inf, which is larger than nothing, and a window of -inf has its first.
@@ -179,7 +179,7 @@ def _largest(source, plan, best_out, winner_out):
         store(winner_out, t, winner)
 
 
-@kernel()
+@kernel(inline=True)
 def _winners_out(taps, plan, winner, at):
     """Turn winning taps into where they are on the map."""
     W = plan.out_columns
@@ -248,7 +248,7 @@ def max_pool_backward(dy: Array, winner: Array, x_shape: tuple[int, ...]) -> Arr
 # ---------------------------------------------------------------- average
 
 
-@kernel()
+@kernel(inline=True)
 def _sum(source, plan, divisor, out):
     KW = plan.kernel_columns
     for t in range(0, plan.places, lane_count(source)):
@@ -261,7 +261,7 @@ def _sum(source, plan, divisor, out):
         store(out, t, div(total, load(divisor, t)))
 
 
-@kernel()
+@kernel(inline=True)
 def _shares_in(dy, at, plan, divisor, out):
     """Lay dy over the divisor out as places; those between the rows stay."""
     L, W = lane_count(dy), plan.out_columns
@@ -274,7 +274,7 @@ def _shares_in(dy, at, plan, divisor, out):
             store_part(out, o, n, share)
 
 
-@kernel()
+@kernel(inline=True)
 def _spread(shares, plan, out):
     """Add every share to the pixels under its window."""
     clear(out, 0, plan.size)
