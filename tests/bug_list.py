@@ -190,7 +190,7 @@ BUGS = [
         "runs: the oldest checkpoints are kept"),
     Bug("runs.py", "key=lambda i: _merit(history[i])", "key=lambda i: i",
         "runs: the last epoch for the best one"),
-    Bug("runs.py", "        sweep(folder, age=0)\n", "",
+    Bug("locks.py", "        sweep(folder, age=0)\n", "",
         "runs: leftovers of killed processes stay"),
     Bug("interrupts.py", "        handlers[number](number, frame)", "        pass",
         "interrupts: a deferred signal is lost"),
@@ -203,7 +203,7 @@ BUGS = [
     # ------------------------------------------------------------ ONNX
     Bug("onnx/exporter.py", "        \"pads\": (top, left, bottom, right),", "        \"pads\": (top, bottom, left, right),",
         "export: padding in another order than ONNX's"),
-    Bug("onnx/importer.py", "    w = w if node.take(\"transB\", 0) else w.T  # (O, I)", "    w = w if not node.take(\"transB\", 0) else w.T  # (O, I)",
+    Bug("onnx/readers.py", "    w = w if node.take(\"transB\", 0) else w.T  # (O, I)", "    w = w if not node.take(\"transB\", 0) else w.T  # (O, I)",
         "load: weights of a Gemm transposed the wrong way"),
     Bug("onnx/nodes.py", "        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:",
         "        if False:",
@@ -274,7 +274,7 @@ BUGS = [
     Bug("plan/fused.py", "            and not layer.options[\"ceil_mode\"]\n", "",
         "plan: a pool with ceil_mode loses its last windows"),
     # ------------------------------------------------------------ more of data and files
-    Bug("runs.py", "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "            pass",
+    Bug("locks.py", "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)", "            pass",
         "runs: two processes write to one folder"),
     Bug("checkpoint.py", "        model.load_state_dict(before[0])\n", "",
         "checkpoint: half a model loaded after an error"),

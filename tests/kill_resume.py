@@ -33,9 +33,10 @@ import numpy as np
 
 from minicnn import checkpoint
 from minicnn.cli import main, train
+from minicnn.config import MODELS
 from minicnn.data import Dataset
 from minicnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU, Sequential
-from minicnn.runs import MODELS, Run
+from minicnn.runs import Run
 
 STEPS = 24  # 4 epochs of 6 batches
 ARGV = (
@@ -74,10 +75,10 @@ class Kill(NamedTuple):
 
 def child(argv: list[str], kill: Kill) -> None:
     """Run a command line in this forked process, and end it."""
-    import minicnn.runs
+    import minicnn.config
 
     MODELS["mnist_cnn"] = network
-    minicnn.runs.load = digits
+    minicnn.config.load = digits
     train.load_split = lambda name, split, *sizes: digits(name, split)
     train._draw = lambda *args: []
     if kill.calls is not None:

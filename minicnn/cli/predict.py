@@ -10,9 +10,9 @@ import numpy as np
 from minicnn import ops
 from minicnn.cli.options import add_command, add_run, count, open_run
 from minicnn.cli.text import bars, complain, picture
+from minicnn.config import Config
 from minicnn.data import read_picture
 from minicnn.layers import Layer
-from minicnn.runs import Config
 from minicnn.train import predict
 
 EPILOG = """\

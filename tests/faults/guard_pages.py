@@ -143,7 +143,14 @@ def run_op(version: str, name: str, arrays: list[Any], options: Any, place: Plac
 def networks() -> Iterator[tuple[Any, tuple[int, ...]]]:
     """Makers of networks that take every stage of a plan, and the shapes of their input."""
     from minicnn import (
-        AdaptiveAvgPool2d, BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Residual,
+        AdaptiveAvgPool2d,
+        BatchNorm2d,
+        Conv2d,
+        Flatten,
+        Linear,
+        MaxPool2d,
+        ReLU,
+        Residual,
         Sequential,
     )  # fmt: skip
 
@@ -206,12 +213,14 @@ def calls() -> Iterator[tuple[str, Callable[[Place], list[Any]]]]:
         for version in versions:
             shapes = ", ".join(str(a.shape) for a in arrays)
             what = f"{name} {version} {arrays[0].dtype} {shapes} {options}"
-            yield what, lambda place, v=version, n=name, a=arrays, o=options: run_op(
-                v, n, a, o, place
+            yield (
+                what,
+                lambda place, v=version, n=name, a=arrays, o=options: run_op(v, n, a, o, place),
             )
     for (make, shape), optimizer in zip(networks(), optimizers()):
-        yield f"Trainer {make.__name__}", lambda place, m=make, s=shape, o=optimizer: train(
-            m, s, o, place
+        yield (
+            f"Trainer {make.__name__}",
+            lambda place, m=make, s=shape, o=optimizer: train(m, s, o, place),
         )
 
 

@@ -134,7 +134,7 @@ FAULTS = {
         "cli/test_cli_train.py::test_cuda_without_cupy_says_what_is_missing",
     )),
     30: ("two runs in one folder", (
-        "test_runs.py::test_the_second_process_is_told_of_the_first",
+        "test_locks.py::test_the_second_process_is_told_of_the_first",
         "test_runs.py::test_only_a_run_is_resumed_and_by_one_process",
     )),
 }  # fmt: skip

@@ -20,8 +20,9 @@ import numpy as np
 import minicnn as mc
 from fuzz.mutations import mutate
 from minicnn import checkpoint
+from minicnn.config import MODELS, Config
 from minicnn.data.idx import read_idx, write_idx
-from minicnn.runs import CONFIG, HISTORY, MODELS, Config, Run
+from minicnn.runs import CONFIG, HISTORY, Run
 
 
 class Target(NamedTuple):
