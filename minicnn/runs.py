@@ -32,6 +32,7 @@ from typing import Any
 from minicnn import checkpoint
 from minicnn.config import Config
 from minicnn.files import replacing
+from minicnn.init import limited
 from minicnn.layers import Sequential
 from minicnn.locks import alone
 from minicnn.shapes import integer
@@ -95,10 +96,19 @@ class Run:
         Raises
         ------
         FileNotFoundError, ValueError
-            If no epoch was finished, or a file is damaged.
+            If no epoch was finished, a file is damaged, or they do not belong together.
         """
-        model = self.config.build()
-        checkpoint.load(model, self.folder / WEIGHTS)
+        path = self.folder / WEIGHTS
+        weights = checkpoint.load_arrays(path)
+        try:
+            # A damaged config may name sizes that no memory holds.
+            with limited(sum(8 * a.size for a in weights.values())):
+                model = self.config.build()
+            model.load_state_dict(weights)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: expected the weights of the network in {CONFIG}: {error}"
+            ) from error
         return model
 
     def checkpoints(self) -> list[Path]:

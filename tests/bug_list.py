@@ -106,7 +106,7 @@ BUGS = [
     # ------------------------------------------------------------ layers and models
     Bug("layers/base.py", "self.grads[name] += g", "self.grads[name][...] = g",
         "Layer: gradient overwritten, not added"),
-    Bug("layers/conv.py", "bound = 1 / np.sqrt(fans(shape)[0])", "bound = 1 / np.sqrt(fans(shape)[1])",
+    Bug("layers/conv.py", "bound = 1 / math.sqrt(fans(shape)[0])", "bound = 1 / math.sqrt(fans(shape)[1])",
         "Conv2d: initial weights by fan_out"),
     Bug("layers/linear.py", "self.add_grads(weight=dw, bias=db)", "self.add_grads(weight=dw)",
         "Linear: bias never trained"),

@@ -58,3 +58,13 @@ def test_gains(torch):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_weights_are_refused_that_no_memory_holds():
+    with pytest.raises(ValueError, match=r"init: shape: expected at most .* bytes of weights, got"):
+        init.uniform((2**32, 2**32), 1.0)
+    with init.limited(40):
+        init.uniform((2, 3), 1.0, 0)  # 24 bytes
+        with pytest.raises(ValueError, match="at most 16 bytes"):
+            init.normal((5,), 1.0, 0)
+    assert init.uniform((5, 5), 1.0, 0).shape == (5, 5)

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -74,6 +75,25 @@ def test_the_model_comes_back(tmp_path):
     expected = config().build(5).state_dict()
     for name, a in Run(run.folder).load_model().state_dict().items():
         np.testing.assert_array_equal(a, expected[name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_size": (2**20, 2**20)}, {"channels": 10**9}, {"classes": ("a",) * 10**6}],
+    ids=["image_size", "channels", "classes"],
+)
+def test_a_config_of_another_network_takes_no_memory(change, tmp_path):
+    """A damaged config is no reason to ask for more than the file of weights holds."""
+    run = finished(tmp_path)
+    run.write_config(config(**change))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="weights.safetensors: .*config.json: .*got"):
+            run.load_model()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * (tmp_path / "weights.safetensors").stat().st_size + (16 << 20)
 
 
 def trainer_in(folder, seed=3):

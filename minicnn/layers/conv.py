@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class _Conv(Layer):
 
     def _init_params(self, shape: Shape, bias: bool, rng: Rng, dtype: Any) -> None:
         rng = np.random.default_rng(rng)
-        bound = 1 / np.sqrt(fans(shape)[0])  # PyTorch's default: Kaiming-uniform with a = sqrt(5)
+        bound = 1 / math.sqrt(fans(shape)[0])  # PyTorch's default: Kaiming-uniform with a = sqrt(5)
         self.add_param("weight", uniform(shape, bound, rng, dtype))
         if bias:
             self.add_param("bias", uniform((self.out_channels,), bound, rng, dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class Linear(Layer):
         self.in_features = integer("Linear", "in_features", in_features, 1)
         self.out_features = integer("Linear", "out_features", out_features, 1)
         rng = np.random.default_rng(rng)
-        bound = 1 / np.sqrt(in_features)
+        bound = 1 / math.sqrt(in_features)
         self.add_param("weight", uniform((out_features, in_features), bound, rng, dtype))
         if bias:
             self.add_param("bias", uniform((out_features,), bound, rng, dtype))
