@@ -42,22 +42,35 @@ def make_copy(folder: Path) -> None:
 
 def suites(file: str) -> list[list[str]]:
     """Test files by how close they are to a file of the package: mirrors, neighbours, all."""
-    path = Path(file)
-    stem = re.sub("_numba$", "", path.stem)
-    folder = Path("tests") / path.parent
     every = {
         str(found.relative_to(ROOT))
         for found in (ROOT / "tests").rglob("test_*.py")
         if not str(found.relative_to(ROOT)).startswith(BLIND)
     }
+
+    def mirrors(file: str) -> set[str]:
+        folder, stem = Path("tests") / Path(file).parent, Path(file).stem
+        while stem:
+            found = {f"{folder}/test_{stem}.py", f"{folder}/test_{folder.name}_{stem}.py"} & every
+            if found:
+                return found
+            stem = stem.rpartition("_")[0]
+        return set()
+
+    path = Path(file)
     word = re.compile(rf"\b{path.stem}\b")
-    mirrors = {str(folder / f"test_{path.stem}.py")} & every
-    mirrors = mirrors or {name for name in every if Path(name).match(f"{folder}/test_{stem}*.py")}
+    importing = re.compile(
+        rf"^(from|import) .*\b{path.stem}\b|^    from .* import .*\b{path.stem}\b", re.M
+    )
     near = {name for name in every if word.search((ROOT / name).read_text())}
     if path.parent.name not in ("", "ops", "layers"):
-        near |= {name for name in every if Path(name).parent == folder}
-    near -= mirrors
-    return [sorted(names) for names in (mirrors, near, every - mirrors - near) if names]
+        near |= {name for name in every if Path(name).parent == Path("tests") / path.parent}
+    for source in (ROOT / "minicnn").rglob("*.py"):
+        if importing.search(source.read_text()):
+            near |= mirrors(str(source.relative_to(ROOT / "minicnn")))
+    first = mirrors(file)
+    near -= first
+    return [sorted(names) for names in (first, near, every - first - near) if names]
 
 
 def caught_by(bug: Bug, copy: Path) -> str:
@@ -93,9 +106,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("words", nargs="*", help="plant only bugs that say one of these words")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
+    parser.add_argument("--first", type=int, default=1, help="begin with this number of the list")
     arguments = parser.parse_args()
     words = arguments.words or [""]
     bugs = [bug for bug in BUGS if any(word in bug.file or word in bug.what for word in words)]
+    bugs = bugs[arguments.first - 1 :]
     survived = 0
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(arguments.jobs) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
@@ -110,8 +125,10 @@ def main() -> int:
             finally:
                 copies.put(copy)
 
-        for i, (bug, (test, seconds)) in enumerate(zip(bugs, pool.map(plant, bugs)), 1):
-            what = f"{i:3}/{len(bugs)} {bug.file}: {bug.what}"
+        for i, (bug, (test, seconds)) in enumerate(
+            zip(bugs, pool.map(plant, bugs)), arguments.first
+        ):
+            what = f"{i:3} {bug.file}: {bug.what}"
             print(f"{what}: {test or 'SURVIVED'} ({seconds:.0f} s)", flush=True)
             survived += not test
     print(f"{len(bugs) - survived} of {len(bugs)} planted bugs caught")

@@ -88,7 +88,7 @@ def test_a_config_of_another_network_takes_no_memory(change, tmp_path):
     run.write_config(config(**change))
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="weights.safetensors: .*config.json: .*got"):
+        with pytest.raises(ValueError, match=r"weights\.safetensors: .*config\.json: .*got"):
             run.load_model()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
