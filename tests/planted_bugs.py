@@ -30,11 +30,10 @@ BLIND = "tests/test_planted_bugs.py", "tests/test_readme.py", "tests/notebooks"
 
 
 def make_copy(folder: Path) -> None:
-    """Copy what the tests need. Kernels compiled in a copy stay there, from bug to bug."""
+    """Copy what the tests need, compiled kernels too, which stay there from bug to bug."""
     for part in ("minicnn", "tests", "benchmarks", "notebooks"):
         if (ROOT / part).is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / part, folder / part, ignore=ignore)
+            shutil.copytree(ROOT / part, folder / part)
     for path in ROOT.glob("*.*"):
         if path.is_file():
             shutil.copy2(path, folder)
@@ -55,7 +54,9 @@ def suites(file: str) -> list[list[str]]:
             if found:
                 return found
             stem = stem.rpartition("_")[0]
-        return set()
+        if folder.name in ("tests", "ops", "layers"):
+            return set()
+        return {name for name in every if Path(name).parent == folder}
 
     path = Path(file)
     word = re.compile(rf"\b{path.stem}\b")
@@ -63,8 +64,6 @@ def suites(file: str) -> list[list[str]]:
         rf"^(from|import) .*\b{path.stem}\b|^    from .* import .*\b{path.stem}\b", re.M
     )
     near = {name for name in every if word.search((ROOT / name).read_text())}
-    if path.parent.name not in ("", "ops", "layers"):
-        near |= {name for name in every if Path(name).parent == Path("tests") / path.parent}
     for source in (ROOT / "minicnn").rglob("*.py"):
         if importing.search(source.read_text()):
             near |= mirrors(str(source.relative_to(ROOT / "minicnn")))
