@@ -50,6 +50,19 @@ class Stage:
 
     def forward(self, x: Maps, training: bool) -> Maps:
         """Return the output, which is valid until the next forward."""
+        y = self.prepare(x, training)
+        self.compute(training)
+        return y
+
+    def prepare(self, x: Maps, training: bool) -> Maps:
+        """Take the input and return the output with its contents yet to be computed.
+
+        `backward` can run after it, on whatever numbers are in the buffers: see `ahead`.
+        """
+        raise NotImplementedError
+
+    def compute(self, training: bool) -> None:
+        """Run the kernels of the forward."""
         raise NotImplementedError
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
@@ -95,7 +108,7 @@ class PlainStage(Stage):
 
     how = "one op at a time"
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         (layer,) = self.layers
         data = self.first(x)
         if not training:
@@ -103,6 +116,9 @@ class PlainStage(Stage):
         y, self._cache = layer.forward(data)
         self._x = x
         return Maps(y)
+
+    def compute(self, training: bool) -> None:
+        """Nothing is left to do: a layer makes its own output."""
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         (layer,) = self.layers
