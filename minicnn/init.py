@@ -72,6 +72,16 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[1] * taps, shape[0] * taps
 
 
+def generator(op: str, rng: Rng) -> np.random.Generator:
+    """Return the generator that `rng` is or seeds, or raise an error that names the argument."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{op}: rng: expected a numpy.random.Generator, an integer >= 0 or None, got {rng!r}"
+        ) from None
+
+
 @contextmanager
 def limited(nbytes: int) -> Iterator[None]:
     """Refuse to draw more than `nbytes` of weights inside the block: ValueError, and no memory."""

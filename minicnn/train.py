@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -183,6 +183,7 @@ class Trainer:
             return self._step(x, y)[0]
 
     def _step(self, x: Array, y: Array) -> tuple[float, Array]:
+        _arrays("Trainer.step", x=x, y=y)
         if not _count(y):
             raise ValueError(
                 f"Trainer.step: y: expected a label that counts, got none in shape {y.shape}"
@@ -275,6 +276,11 @@ class Trainer:
             As for `step`.
         """
         integer("Trainer.fit", "epochs", epochs, 0)
+        for callback in callbacks if isinstance(callbacks, Iterable) else (callbacks,):
+            if not (hasattr(callback, "on_step") and hasattr(callback, "on_epoch")):
+                raise TypeError(
+                    f"Trainer.fit: callbacks: expected a list of Callback, got {callbacks!r}"
+                )
         if not isinstance(train, Batches):
             train = Batches(train, batch_size, seed=seed, augment=augment)
         if not len(train):
@@ -341,10 +347,10 @@ class Trainer:
         ValueError
             If there is no sample.
         """
-        if not len(data[0]):
+        batches = Batches(data, batch_size, shuffle=False)
+        if not len(batches):
             raise ValueError("Trainer.evaluate: data: expected at least one sample, got none")
         total = Position()
-        batches = Batches(data, batch_size, shuffle=False)
         classes = batches.y.dtype.kind in "iu"
         with np.errstate(all="ignore"):
             for x, y in batches:
@@ -381,7 +387,15 @@ def predict(
     -------
     array, shape (N, ...)
         Outputs in evaluation mode: logits for the reference network.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no layer or `x` no array.
     """
+    if not isinstance(model, Layer):
+        raise TypeError(f"predict: model: expected a Layer, got {type(model).__name__}")
+    _arrays("predict", x=x)
     step = integer("predict", "batch_size", batch_size, 1)
     y: Array = None
     with np.errstate(all="ignore"):
@@ -392,6 +406,12 @@ def predict(
                     y = array_module(part).empty((len(x), *part.shape[1:]), part.dtype)
                 y[i : i + step] = part
     return y
+
+
+def _arrays(op: str, **arrays: Any) -> None:
+    for name, a in arrays.items():
+        if not getattr(a, "shape", ()):
+            raise TypeError(f"{op}: {name}: expected an array of samples, got {type(a).__name__}")
 
 
 def _plain_labels(outputs: Array, y: Array) -> bool:

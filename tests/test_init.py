@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import minicnn as mc
 from minicnn import init
 
 SHAPE = (60, 50, 3, 4)  # fan_in 600, fan_out 720
@@ -68,3 +69,19 @@ def test_weights_are_refused_that_no_memory_holds():
         with pytest.raises(ValueError, match="at most 16 bytes"):
             init.normal((5,), 1.0, 0)
     assert init.uniform((5, 5), 1.0, 0).shape == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "op"),
+    [
+        (lambda rng: mc.Conv2d(1, 1, 1, rng=rng), "Conv2d"),
+        (lambda rng: mc.Linear(1, 1, rng=rng), "Linear"),
+        (lambda rng: mc.Dropout(0.5, rng), "Dropout"),
+        (mc.models.mnist_cnn, "mnist_cnn"),
+    ],
+    ids=["Conv2d", "Linear", "Dropout", "mnist_cnn"],
+)
+@pytest.mark.parametrize(("rng", "error"), [("a", TypeError), (-1, ValueError)])
+def test_a_bad_generator_is_named(make, op, rng, error):
+    with pytest.raises(error, match=f"{op}: rng: expected a .*Generator, .* got {rng!r}"):
+        make(rng)

@@ -9,7 +9,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.init import Rng, fans, uniform
+from minicnn.init import Rng, fans, generator, uniform
 from minicnn.layers.base import Layer, Param, Shape
 from minicnn.layers.summary import Field, Row
 from minicnn.shapes import Window, check_rank, integer, pads, pair, size, window
@@ -50,7 +50,7 @@ class _Conv(Layer):
         self._window = window(name, kernel_size, stride, padding, dilation)
 
     def _init_params(self, shape: Shape, bias: bool, rng: Rng, dtype: Any) -> None:
-        rng = np.random.default_rng(rng)
+        rng = generator(type(self).__name__, rng)
         bound = 1 / math.sqrt(fans(shape)[0])  # PyTorch's default: Kaiming-uniform with a = sqrt(5)
         self.add_param("weight", uniform(shape, bound, rng, dtype))
         if bias:

@@ -52,6 +52,7 @@ FAULTS = {
     10: ("float16 or integer input", ("test_backend.py::test_bad_arrays_are_named",)),
     11: ("index outside an array inside Numba", (
         "faults/test_fault_arrays.py::test_kernels_stay_inside_their_arrays",
+        "faults/test_fault_memory.py::test_no_kernel_leaves_its_arrays",
         "ops/test_vector.py::test_every_access_is_checked_on_request",
     )),
     12: ("sizes that overflow int64", (
