@@ -6,6 +6,8 @@ import matplotlib
 import pytest
 from hypothesis import HealthCheck, settings
 
+import devices
+
 matplotlib.use("Agg")
 
 settings.register_profile(
@@ -25,8 +27,26 @@ def torch():
     return pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
 
 
+def _runs_cupy(item):
+    return "cupy" in getattr(item, "callspec", item).__dict__.get("params", {}).values()
+
+
+@pytest.fixture(autouse=True)
+def _cupy_versions(request, monkeypatch):
+    """Let the cases with version "cupy" run on a device or in the emulator."""
+    if not _runs_cupy(request.node):
+        yield
+        return
+    if reason := devices.missing():
+        pytest.skip(reason)
+    with devices.on_device(monkeypatch):
+        yield
+
+
 def pytest_collection_modifyitems(items):
-    """Mark what compares with PyTorch, so that ``pytest -m torch`` runs just that."""
+    """Mark what compares with PyTorch and what runs `cupy` versions, for ``pytest -m``."""
     for item in items:
         if "torch" in item.fixturenames:
             item.add_marker("torch")
+        if _runs_cupy(item):
+            item.add_marker("gpu")
