@@ -28,7 +28,8 @@ def torch():
 
 
 def _runs_cupy(item):
-    return "cupy" in getattr(item, "callspec", item).__dict__.get("params", {}).values()
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("version") == "cupy"
 
 
 @pytest.fixture(autouse=True)

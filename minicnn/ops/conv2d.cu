@@ -33,6 +33,14 @@
 #define DW s.DW_
 #endif
 
+// Of three kernels, compile the one that ONLY names, or all of them.
+#define ONLY_conv2d_forward 1
+#define ONLY_conv2d_input_gradient 2
+#define ONLY_conv2d_weight_gradient 3
+#ifndef ONLY
+#define ONLY 0
+#endif
+
 struct Shape {
   int N, C, H, W, F, G, OH, OW, top, left, KH_, KW_, SH_, SW_, DH_, DW_;
 };
@@ -60,6 +68,7 @@ __device__ __forceinline__ void store_map(REAL *y, int channels, int f, long lon
 }
 
 // ---------------------------------------------------------------- forward
+#if ONLY == 0 || ONLY == 1
 
 struct Forward {
   Shape s;
@@ -141,7 +150,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_forward(
   multiply(p, p.depth, (REAL *)shared);
 }
 
+#endif
 // ---------------------------------------------------------------- dx
+#if ONLY == 0 || ONLY == 2
 
 struct InputGradient {
   Shape s;
@@ -197,7 +208,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_input_gradient(
   multiply(p, p.depth, (REAL *)shared);
 }
 
+#endif
 // ---------------------------------------------------------------- dw and db
+#if ONLY == 0 || ONLY == 3
 
 struct WeightGradient {
   Shape s;
@@ -252,34 +265,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_gradient(
   p.first = p.slot * length, p.last = p.first + length < total ? p.first + length : total;
   multiply(p, (int)(p.last - p.first), (REAL *)shared);
 }
-
-// Add the parts up: part (parts, F, columns) to dw (F, columns - 1) and db (F,).
-extern "C" __global__ void conv2d_add(long long n, const REAL *part, REAL *dw, REAL *db, int parts,
-                                      int columns) {
-  const long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-  if (e >= n) return;
-  double sum = 0;
-  for (int i = 0; i < parts; i++) sum += part[i * n + e];
-  const long long f = e / columns;
-  const int k = (int)(e - f * columns);
-  if (k == columns - 1) db[f] = (REAL)sum;
-  else dw[f * (columns - 1) + k] = (REAL)sum;
-}
-
-// ---------------------------------------------------------------- the pool's gradient, spread out
-
-// dz[n, f, i, j] = dy[n, f, i / PH, j / PW] where that window's winner is this pixel, else 0.
-extern "C" __global__ void conv2d_spread(long long n, const REAL *dy, const unsigned char *winner,
-                                         REAL *dz, int OH, int OW, int PH, int PW) {
-  const long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-  if (e >= n) return;
-  const long long map = e / (OH * OW);
-  const int at = (int)(e - map * (OH * OW)), i = at / OW, j = at - i * OW;
-  const int pi = i / PH, pj = j / PW, rows = OH / PH, columns = OW / PW;
-  REAL v = 0;
-  if (pi < rows && pj < columns) {
-    const long long window = (map * rows + pi) * columns + pj;
-    if (winner[window] == (i - pi * PH) * PW + j - pj * PW) v = dy[window];
-  }
-  dz[e] = v;
-}
+#endif

@@ -33,13 +33,15 @@ class Tile(NamedTuple):
         return sizes["TI"], sizes["TJ"]
 
 
-def _tile(TI: int, TJ: int, RI: int, RJ: int, slices: int, depth: int) -> Tile:
+def plain_tile(TI: int, TJ: int, RI: int, RJ: int, slices: int, depth: int) -> Tile:
+    """Return a TI x TJ tile of which a thread owns RI x RJ; `slices` teams share each stage."""
     macros = {"TI": TI, "TJ": TJ, "RI": RI, "RJ": RJ, "SLICES": slices, "DEPTH": depth}
     shared = max(2 * depth * (TI + TJ + 8), TI * TJ if slices > 1 else 0)
     return Tile(tuple(macros.items()), slices * (TI // RI) * (TJ // RJ), shared)
 
 
-def _tensor(TI: int, TJ: int, WI: int, WJ: int, depth: int) -> Tile:
+def tensor_tile(TI: int, TJ: int, WI: int, WJ: int, depth: int) -> Tile:
+    """Return a TI x TJ tile of which a warp owns WI x WJ, on the tensor cores."""
     macros = {"TF32": 1, "TI": TI, "TJ": TJ, "WI": WI, "WJ": WJ, "DEPTH": depth}
     return Tile(tuple(macros.items()), 32 * (TI // WI) * (TJ // WJ), 2 * depth * (TI + TJ + 16))
 
@@ -47,16 +49,16 @@ def _tensor(TI: int, TJ: int, WI: int, WJ: int, depth: int) -> Tile:
 # Largest first: a large tile reads each value less often, a small one leaves more blocks.
 TILES = {
     "float32": (
-        _tile(128, 128, 8, 8, 1, 16),
-        _tile(64, 128, 8, 8, 2, 16),
-        _tile(64, 64, 8, 8, 4, 32),
-        _tile(32, 128, 4, 8, 2, 16),
-        _tile(32, 64, 4, 4, 2, 32),
-        _tile(32, 32, 4, 4, 4, 32),
+        plain_tile(128, 128, 8, 8, 1, 16),
+        plain_tile(64, 128, 8, 8, 2, 16),
+        plain_tile(64, 64, 8, 8, 4, 32),
+        plain_tile(32, 128, 4, 8, 2, 16),
+        plain_tile(32, 64, 4, 4, 2, 32),
+        plain_tile(32, 32, 4, 4, 4, 32),
     ),
-    "float64": (_tile(64, 64, 4, 4, 1, 16), _tile(32, 32, 4, 4, 2, 16)),
+    "float64": (plain_tile(64, 64, 4, 4, 1, 16), plain_tile(32, 32, 4, 4, 2, 16)),
 }
-TENSOR_TILES = (_tensor(128, 128, 64, 32, 16), _tensor(64, 64, 32, 32, 16))
+TENSOR_TILES = (tensor_tile(128, 128, 64, 32, 16), tensor_tile(64, 64, 32, 32, 16))
 
 _tf32 = False
 
@@ -137,6 +139,7 @@ def _product(
         tile.threads,
         *args,
         shared=tile.shared * np.dtype(dtype).itemsize,
+        ONLY=f"ONLY_{kernel}",
         **dict(tile.macros),
         **_fixed(win),
     )
@@ -222,8 +225,7 @@ def weight_gradient(
     grid = (-(-columns // TJ), -(-(F // groups) // TI), parts * groups)
     _product("conv2d_weight_gradient", tile, grid, dy.dtype, (dy, x, part, length, *shape), win)
     args = (part, dw, db, parts, columns)
-    macros = {**dict(tile.macros), **_fixed(win)}  # of the module that is compiled already
-    cuda.each("conv2d", "conv2d_add", dw, *args, size=F * columns, **macros)
+    cuda.each("conv2d_parts", "conv2d_add", dw, *args, size=F * columns)
     return dw, db
 
 
@@ -238,8 +240,7 @@ def backward(
 def spread(dy: Array, winner: Array, pool: Pair, OH: int, OW: int) -> Array:
     """Return dz (N, F, OH, OW): every dy at its window's winner."""
     dz = array_module(dy).empty((*dy.shape[:2], OH, OW), dy.dtype)
-    macros = dict(TILES[dy.dtype.name][-1].macros)
-    cuda.each("conv2d", "conv2d_spread", dz, dy, winner, dz, OH, OW, *pool, **macros)
+    cuda.each("conv2d_parts", "conv2d_spread", dz, dy, winner, dz, OH, OW, *pool)
     return dz
 
 

@@ -97,7 +97,7 @@ def launch(
         tuple(grid),
         (block,),
         tuple(
-            np.int32(a) if isinstance(a, int) else real(a) if isinstance(a, float) else a
+            np.int32(a) if type(a) is int else real(a) if type(a) is float else a
             for a in args
         ),
         shared_mem=shared,
@@ -113,6 +113,11 @@ def each(
     """
     n = out.size if size < 0 else size
     launch(name, kernel, out.dtype, (-(-n // block),), block, np.int64(n), *args, **macros)
+
+
+def grid_fits(*sizes: int) -> bool:
+    """Tell whether all sizes may be axes of a grid other than the first."""
+    return all(size <= MOST_BLOCKS for size in sizes)
 
 
 def fits(*sizes: int) -> bool:

@@ -96,16 +96,35 @@ def _log_softmax_backward_numpy(dy: Array, y: Array, dim: int) -> Array:
     return dy - array_module(y).exp(y) * dy.sum(axis=dim, keepdims=True)
 
 
+# ---------------------------------------------------------------- cupy (see softmax_cupy.py)
+
+
+def _cupy(logarithm: bool) -> Version:
+    def forward(x: Array, dim: int) -> Array:
+        from minicnn.ops import softmax_cupy
+
+        return softmax_cupy.forward(x, dim, logarithm)
+
+    def backward(dy: Array, y: Array, dim: int) -> Array:
+        from minicnn.ops import softmax_cupy
+
+        return softmax_cupy.backward(dy, y, dim, logarithm)
+
+    return Version(forward, backward)
+
+
 # ---------------------------------------------------------------- versions, public pairs
 
 VERSIONS = {
     "softmax": {
         "reference": Version(_row_by_row(_softmax_row), _row_by_row(_softmax_row_backward)),
         "numpy": Version(_softmax_numpy, _softmax_backward_numpy),
+        "cupy": _cupy(logarithm=False),
     },
     "log_softmax": {
         "reference": Version(_row_by_row(_log_softmax_row), _row_by_row(_log_softmax_row_backward)),
         "numpy": Version(_log_softmax_numpy, _log_softmax_backward_numpy),
+        "cupy": _cupy(logarithm=True),
     },
 }
 

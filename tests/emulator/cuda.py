@@ -29,6 +29,14 @@ PAGE = 4096
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
 DYNAMIC = re.compile(r"extern\s+__shared__\s+([\w ]+?)\s+(\w+)\[\];")
 
+POINTER = r"\1 *\2 = (\1 *)emu::dynamic;"
+LAUNCHER = """
+extern "C" int emu_launch_{name}(emu::Launch *l, void **args) {{
+  return emu::run(l, [](void *a) {{ emu::call({name}, (void **)a); }}, args);
+}}
+extern "C" const char *emu_signature_{name}() {{ return emu::signature({name}); }}
+"""
+
 
 class CudaError(RuntimeError):
     """What on a device would be a failed launch, a fault or a hang."""
@@ -48,34 +56,28 @@ def folder():
 
 def build(code, options=()):
     """Compile `code`, unless that has been done, and return the library's path."""
-    names = sorted(set(KERNEL.findall(code)))
-    defines = [o for o in options if o.startswith("-D")]
-    launchers = "".join(
-        f"""
-extern "C" int emu_launch_{name}(emu::Launch *l, void **args) {{
-  return emu::run(l, [](void *a) {{ emu::call({name}, (void **)a); }}, args);
-}}
-extern "C" const char *emu_signature_{name}() {{ return emu::signature({name}); }}
-"""
-        for name in names
-    )
-    code = DYNAMIC.sub(r"\1 *\2 = (\1 *)emu::dynamic;", code)
-    text = f'{SHIM.read_text()}\n#line 1 "kernels.cu"\n{code}\n{launchers}'
-    key = hashlib.sha256("\0".join([text, *FLAGS, *defines]).encode()).hexdigest()[:32]
+    # Of a source with several kernels all are built at once, which takes no longer here.
+    defines = [o for o in options if o.startswith("-D") and not o.startswith("-DONLY=")]
+    text = f'{SHIM.read_text()}\n#line 1 "kernels.cu"\n{DYNAMIC.sub(POINTER, code)}\n'
+    parts = [Path(__file__).read_text(), text, *defines]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     library = folder() / f"{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder()) as work:
             made = Path(work) / "kernels.so"
-            done = subprocess.run(
-                [compiler(), *FLAGS, *defines, "-shared", "-fPIC", "-o", made, "-"],
-                input=text,
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise CudaError(f"the host compiler refuses the kernel:\n{done.stderr[:4000]}")
+            expanded = _compile(["-E", "-P", *defines], code)  # macros may define kernels
+            launchers = (LAUNCHER.format(name=name) for name in sorted(set(KERNEL.findall(expanded))))
+            _compile([*defines, "-shared", "-fPIC", "-o", made], text + "".join(launchers))
             made.replace(library)  # two processes may build the same
     return library
+
+
+def _compile(arguments, text):
+    command = [compiler(), *FLAGS, *arguments, "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise CudaError(f"the host compiler refuses the kernel:\n{done.stderr[:4000]}")
+    return done.stdout
 
 
 @cache
