@@ -10,6 +10,7 @@ from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from emulator import cuda as emulated
 from minicnn import backend
@@ -44,7 +45,7 @@ def missing():
 
 
 def _map(values, convert):
-    if isinstance(values, tuple):
+    if type(values) is tuple:
         return tuple(_map(v, convert) for v in values)
     return convert(values)
 
@@ -75,11 +76,28 @@ def _pick(op, versions, x):
     return moved(version)
 
 
+def use(monkeypatch):
+    """Let kernels run on a device or in the emulator for the rest of the test, or skip it."""
+    if reason := missing():
+        pytest.skip(reason)
+    if device() is None:
+        monkeypatch.setattr(cuda, "runtime", lambda: Emulator)
+
+
+def there(a):
+    """Return an array where kernels take it; emulated, it is the same one."""
+    return _map(a, _there if device() else lambda a: a)
+
+
+def back(a):
+    """Return an array, or a tuple of them, as NumPy's."""
+    return _map(a, _back)
+
+
 @contextmanager
 def on_device(monkeypatch):
     """Let ops called with NumPy arrays run their `cupy` versions."""
-    if device() is None:
-        monkeypatch.setattr(cuda, "runtime", lambda: Emulator)
+    use(monkeypatch)
     original = backend.pick
 
     def pick(op, versions, x):

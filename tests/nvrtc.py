@@ -85,7 +85,16 @@ def _by_nvcc(code, options, arch):
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "kernels.cu"
         path.write_text(code)
-        command = ["nvcc", *options, f"-arch={arch}", "-Xptxas=-v", "-cubin", "-o", "/dev/null", path]
+        command = [
+            "nvcc",
+            *options,
+            f"-arch={arch}",
+            "-Xptxas=-v",
+            "-cubin",
+            "-o",
+            "/dev/null",
+            path,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"nvcc refuses the source:\n{done.stderr[:4000]}")

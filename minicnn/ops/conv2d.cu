@@ -137,7 +137,7 @@ struct Forward {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv2d_forward(
     const REAL *x, const REAL *w, const REAL *b, REAL *y, unsigned char *winner, int PH, int PW,
     int relu, SHAPE_PARAMETERS) {
   extern __shared__ float4 shared[];
@@ -197,7 +197,7 @@ struct InputGradient {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_input_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv2d_input_gradient(
     const REAL *dy, const REAL *w, const REAL *b, REAL *dx, SHAPE_PARAMETERS) {
   extern __shared__ float4 shared[];
   InputGradient p = {SHAPE, dy, w, dx, b};
@@ -217,15 +217,15 @@ struct WeightGradient {
   const REAL *dy, *x;
   REAL *part;  // (parts, G, F/G, K + 1)
   int group, f0, k0, rows, columns;  // columns: K + 1
-  long long first, last, slot;       // of the sum; which part
+  int slot, length, at0;             // which part of the sum, its places, where in image n0 it starts
+  long long n0;
 
   __device__ __forceinline__ void load(REAL *a, REAL *b, int m0) const {
     // One place of the sum a thread and stage.
-    const long long m = first + m0 + threadIdx.x % DEPTH;
-    const int size = s.OH * s.OW;
-    const long long n = m / size;
-    const int at = (int)(m - n * size), i = at / s.OW, j = at - i * s.OW;
-    const bool inside = m < last;
+    const int m = m0 + threadIdx.x % DEPTH, size = s.OH * s.OW, e = at0 + m;
+    const long long n = n0 + e / size;
+    const int at = e % size, i = at / s.OW, j = at - i * s.OW;
+    const bool inside = m < length;
     const REAL *from_dy = dy + (n * s.F + group * rows + f0) * size + at;
     load_along_k<TI, ROW_A>(a, [&](int, int f, const REAL *&from) {
       from = from_dy + (long long)f * size;
@@ -246,7 +246,7 @@ struct WeightGradient {
   }
   __device__ __forceinline__ void emit(int i, int j, const REAL *v) const {
     if (f0 + i >= rows) return;
-    REAL *to = part + ((slot * s.G + group) * rows + f0 + i) * columns + k0 + j;
+    REAL *to = part + (((long long)slot * s.G + group) * rows + f0 + i) * columns + k0 + j;
 #pragma unroll
     for (int e = 0; e < 4; e++)
       if (k0 + j + e < columns) to[e] = v[e];
@@ -254,15 +254,16 @@ struct WeightGradient {
 };
 
 // blockIdx.z = part * G + group; a part is `length` places of the sum over n, i and j.
-extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) conv2d_weight_gradient(
     const REAL *dy, const REAL *x, REAL *part, int length, SHAPE_PARAMETERS) {
   extern __shared__ float4 shared[];
   WeightGradient p = {SHAPE, dy, x, part};
   const Shape &s = p.s;
   p.slot = blockIdx.z / G, p.group = blockIdx.z % G, p.rows = F / G, p.columns = C / G * KH * KW + 1;
   p.k0 = blockIdx.x * TJ, p.f0 = blockIdx.y * TI;
-  const long long total = (long long)N * OH * OW;
-  p.first = p.slot * length, p.last = p.first + length < total ? p.first + length : total;
-  multiply(p, (int)(p.last - p.first), (REAL *)shared);
+  const long long first = (long long)p.slot * length, left_over = (long long)N * OH * OW - first;
+  p.length = left_over < length ? (int)left_over : length;
+  p.n0 = first / (OH * OW), p.at0 = (int)(first - p.n0 * (OH * OW));
+  multiply(p, p.length, (REAL *)shared);
 }
 #endif

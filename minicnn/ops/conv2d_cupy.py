@@ -15,6 +15,7 @@ from minicnn.ops import cuda
 from minicnn.shapes import Pair, Window
 
 LONGEST = 1024  # terms that one thread adds up in a weight gradient: bounds the rounding
+SHORTEST = 64  # terms that are worth a part of their own
 FIXED = {1, 3, 5, 7}  # kernel sizes that are compiled in
 POOLS = (1, 2, 4)  # pixels of a pool window that one thread holds
 
@@ -25,6 +26,7 @@ class Tile(NamedTuple):
     macros: tuple[tuple[str, int], ...]
     threads: int
     shared: int  # values
+    rate: float  # of the arithmetic, estimated: a large tile reads each value less often
 
     @property
     def size(self) -> Pair:
@@ -33,32 +35,35 @@ class Tile(NamedTuple):
         return sizes["TI"], sizes["TJ"]
 
 
-def plain_tile(TI: int, TJ: int, RI: int, RJ: int, slices: int, depth: int) -> Tile:
+def plain_tile(
+    TI: int, TJ: int, RI: int, RJ: int, slices: int, depth: int, rate: float = 1.0
+) -> Tile:
     """Return a TI x TJ tile of which a thread owns RI x RJ; `slices` teams share each stage."""
     macros = {"TI": TI, "TJ": TJ, "RI": RI, "RJ": RJ, "SLICES": slices, "DEPTH": depth}
     shared = max(2 * depth * (TI + TJ + 8), TI * TJ if slices > 1 else 0)
-    return Tile(tuple(macros.items()), slices * (TI // RI) * (TJ // RJ), shared)
+    return Tile(tuple(macros.items()), slices * (TI // RI) * (TJ // RJ), shared, rate)
 
 
-def tensor_tile(TI: int, TJ: int, WI: int, WJ: int, depth: int) -> Tile:
+def tensor_tile(TI: int, TJ: int, WI: int, WJ: int, depth: int, rate: float = 1.0) -> Tile:
     """Return a TI x TJ tile of which a warp owns WI x WJ, on the tensor cores."""
     macros = {"TF32": 1, "TI": TI, "TJ": TJ, "WI": WI, "WJ": WJ, "DEPTH": depth}
-    return Tile(tuple(macros.items()), 32 * (TI // WI) * (TJ // WJ), 2 * depth * (TI + TJ + 16))
+    return Tile(
+        tuple(macros.items()), 32 * (TI // WI) * (TJ // WJ), 2 * depth * (TI + TJ + 16), rate
+    )
 
 
-# Largest first: a large tile reads each value less often, a small one leaves more blocks.
 TILES = {
     "float32": (
-        plain_tile(128, 128, 8, 8, 1, 16),
-        plain_tile(64, 128, 8, 8, 2, 16),
-        plain_tile(64, 64, 8, 8, 4, 32),
-        plain_tile(32, 128, 4, 8, 2, 16),
-        plain_tile(32, 64, 4, 4, 2, 32),
-        plain_tile(32, 32, 4, 4, 4, 32),
+        plain_tile(128, 128, 8, 8, 1, 16, 1.0),
+        plain_tile(64, 128, 8, 8, 2, 16, 0.9),
+        plain_tile(64, 64, 8, 8, 4, 32, 0.85),
+        plain_tile(32, 128, 4, 8, 2, 16, 0.7),
+        plain_tile(32, 64, 4, 4, 2, 32, 0.6),
+        plain_tile(32, 32, 4, 4, 4, 32, 0.5),
     ),
-    "float64": (plain_tile(64, 64, 4, 4, 1, 16), plain_tile(32, 32, 4, 4, 2, 16)),
+    "float64": (plain_tile(64, 64, 4, 4, 1, 16, 0.9), plain_tile(32, 32, 4, 4, 2, 16, 0.6)),
 }
-TENSOR_TILES = (tensor_tile(128, 128, 64, 32, 16), tensor_tile(64, 64, 32, 32, 16))
+TENSOR_TILES = (tensor_tile(128, 128, 64, 32, 16, 1.0), tensor_tile(64, 64, 32, 32, 16, 0.6))
 
 _tf32 = False
 
@@ -79,27 +84,21 @@ def tf32() -> bool:
 
 
 def choose(dtype: Any, rows: int, columns: int, products: int, parts: int = 1) -> Tile:
-    """Return the tile for products of `rows` x `columns`.
+    """Return the tile that should be fastest for products of `rows` x `columns`.
 
-    The largest that leaves each multiprocessor two blocks (`parts` times as many where the sum
-    is cut up as well) and is not mostly outside the product; else the one with the most blocks.
+    Time is taken to be the elements of a tile over its rate, times the tiles that a
+    multiprocessor works through, of which it has at least one. The sum of each may be cut into up
+    to `parts`.
     """
     name = np.dtype(dtype).name
     tiles = TENSOR_TILES if _tf32 and name == "float32" else TILES[name]
-    enough = 2 * cuda.multiprocessors()
 
-    def blocks(tile: Tile) -> int:
+    def time(tile: Tile) -> float:
         TI, TJ = tile.size
-        return -(-rows // TI) * -(-columns // TJ) * products
+        blocks = -(-rows // TI) * -(-columns // TJ) * products * parts
+        return max(1, blocks / cuda.multiprocessors()) / parts * TI * TJ / tile.rate
 
-    def waste(tile: Tile) -> float:
-        TI, TJ = tile.size
-        return blocks(tile) * TI * TJ / (rows * columns * products)
-
-    least = min(map(waste, tiles))
-    fitting = [tile for tile in tiles if waste(tile) < 1.3 * least]
-    busy = [tile for tile in fitting if blocks(tile) * parts >= enough]
-    return busy[0] if busy else max(fitting, key=blocks)
+    return min(tiles, key=time)
 
 
 def _fixed(win: Window) -> dict[str, int]:
@@ -118,9 +117,9 @@ def applies(x_shape: tuple[int, ...], w: Array, y_shape: tuple[int, ...], groups
     """Tell whether the kernels' 32-bit offsets reach over an image, a filter bank and a grid."""
     sizes = (*x_shape[1:], *y_shape[1:], w.size)
     image, result = x_shape[1:], y_shape[1:]
-    return cuda.fits(*sizes, int(np.prod(image, dtype=object)), int(np.prod(result, dtype=object))) and (
-        groups <= cuda.MOST_BLOCKS // 64
-    )
+    return cuda.fits(
+        *sizes, int(np.prod(image, dtype=object)), int(np.prod(result, dtype=object))
+    ) and (groups <= cuda.MOST_BLOCKS // 64)
 
 
 def _product(
@@ -213,14 +212,9 @@ def weight_gradient(
         cuda.launch("conv2d_depthwise", "depthwise_weight_gradient", dy.dtype, grid, 256, *args)
         return dw, db
     columns, places = w_shape[1] * w_shape[2] * w_shape[3] + 1, N * OH * OW
-    most = min(-(-places // 64), cuda.MOST_BLOCKS // groups)
-    tile = choose(dy.dtype, F // groups, columns, groups, parts=most)
+    tile = choose(dy.dtype, F // groups, columns, groups, parts=-(-places // SHORTEST))
     TI, TJ = tile.size
-    blocks = -(-(F // groups) // TI) * -(-columns // TJ) * groups
-    parts = max(-(-places // LONGEST), min(most, -(-3 * cuda.multiprocessors() // blocks)))
-    parts = min(parts, cuda.MOST_BLOCKS // groups)
-    length = -(-places // parts)
-    parts = -(-places // length)
+    parts, length = cut(places, -(-(F // groups) // TI) * -(-columns // TJ) * groups, groups)
     part = xp.empty((parts, F, columns), dy.dtype)
     grid = (-(-columns // TJ), -(-(F // groups) // TI), parts * groups)
     _product("conv2d_weight_gradient", tile, grid, dy.dtype, (dy, x, part, length, *shape), win)
@@ -229,12 +223,38 @@ def weight_gradient(
     return dw, db
 
 
-def backward(
-    dy: Array, x: Array, w: Array, win: Window, groups: int
-) -> tuple[Array, Array, Array]:
+def cut(places: int, blocks: int, groups: int) -> tuple[int, int]:
+    """Cut a sum over `places` into parts: return how many, and the length of one.
+
+    Short enough for the rounding, enough of them for three blocks a multiprocessor where one part
+    has `blocks`, and no more than a grid can have.
+    """
+    busy = min(-(-places // SHORTEST), -(-3 * cuda.multiprocessors() // blocks))
+    count = min(max(-(-places // LONGEST), busy), cuda.MOST_BLOCKS // groups)
+    length = -(-places // count)
+    return -(-places // length), length
+
+
+def backward(dy: Array, x: Array, w: Array, win: Window, groups: int) -> tuple[Array, Array, Array]:
     """Return dx, dw and db."""
     dw, db = weight_gradient(dy, x, w.shape, win, groups)
     return input_gradient(dy, w, x.shape, win, groups), dw, db
+
+
+def block_backward(
+    dy: Array,
+    winner: Array,
+    x: Array,
+    w: Array,
+    win: Window,
+    groups: int,
+    pool: Pair,
+    need_dx: bool = True,
+) -> tuple[Array | None, Array, Array]:
+    """Return dx (None unless `need_dx`: a network's first layer does without), dw and db."""
+    dz = spread(dy, winner, pool, *win.output_size("conv_block", *x.shape[2:]))
+    dw, db = weight_gradient(dz, x, w.shape, win, groups)
+    return input_gradient(dz, w, x.shape, win, groups) if need_dx else None, dw, db
 
 
 def spread(dy: Array, winner: Array, pool: Pair, OH: int, OW: int) -> Array:

@@ -114,12 +114,13 @@ def _forward_cupy(
 
 def _backward_cupy(
     dy: Array, winner: Array, x: Array, w: Array, win: Window, groups: int, pool: Pair
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array | None, Array, Array]:
     from minicnn.ops import conv2d_cupy
 
-    OH, OW = win.output_size("conv_block", *x.shape[2:])
-    dz = conv2d_cupy.spread(dy, winner, pool, OH, OW)
-    return CONV2D["cupy"].backward(dz, x, w, win, groups)
+    y_shape = (x.shape[0], w.shape[0], *win.output_size("conv_block", *x.shape[2:]))
+    if not conv2d_cupy.applies(x.shape, w, y_shape, groups):
+        return VERSIONS["numpy"].backward(dy, winner, x, w, win, groups, pool)
+    return conv2d_cupy.block_backward(dy, winner, x, w, win, groups, pool)
 
 
 # ---------------------------------------------------------------- versions, public pair

@@ -96,10 +96,7 @@ def launch(
     function(
         tuple(grid),
         (block,),
-        tuple(
-            np.int32(a) if type(a) is int else real(a) if type(a) is float else a
-            for a in args
-        ),
+        tuple(np.int32(a) if type(a) is int else real(a) if type(a) is float else a for a in args),
         shared_mem=shared,
     )
 

@@ -57,7 +57,7 @@ struct Product {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) linear_product(
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) linear_product(
     const REAL *a, const REAL *b, const REAL *bias, const REAL *mask, REAL *c, REAL *sums, int rows,
     int columns, int depth, int si, int sk, int tk, int tj, int relu) {
   extern __shared__ float4 shared[];

@@ -34,9 +34,7 @@ def forward(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
     return y
 
 
-def backward(
-    dy: Array, x: Array, w: Array, after_relu: bool = False
-) -> tuple[Array, Array, Array]:
+def backward(dy: Array, x: Array, w: Array, after_relu: bool = False) -> tuple[Array, Array, Array]:
     """Return dx (M, I), dw (O, I) and db (O,).
 
     With `after_relu`, x is the output of a ReLU and dx the gradient to that ReLU's input.

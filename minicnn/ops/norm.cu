@@ -24,15 +24,17 @@ extern "C" __global__ void __launch_bounds__(BLOCK) batch_statistics(const REAL 
   const int c = blockIdx.y;
   const long long first = (long long)blockIdx.x * length, total = (long long)N * L;
   const int count = (int)(total - first < length ? total - first : length);
+  const long long n0 = first / L;
+  const int l0 = (int)(first - n0 * L);
   double sum = 0, squares = 0;
   for (int i = threadIdx.x; i < count; i += BLOCK) {
-    const long long m = first + i, n = m / L;
-    sum += x[(n * C + c) * L + (m - n * L)];
+    const int m = l0 + i;
+    sum += x[((n0 + m / L) * C + c) * L + m % L];
   }
   const double mean = block_sum(sum, room) / count;
   for (int i = threadIdx.x; i < count; i += BLOCK) {
-    const long long m = first + i, n = m / L;
-    const double d = x[(n * C + c) * L + (m - n * L)] - mean;
+    const int m = l0 + i;
+    const double d = x[((n0 + m / L) * C + c) * L + m % L] - mean;
     squares += d * d;
   }
   squares = block_sum(squares, room);
@@ -79,10 +81,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) batch_gradient_sums(
   const int c = blockIdx.y;
   const long long first = (long long)blockIdx.x * length, total = (long long)N * L;
   const int count = (int)(total - first < length ? total - first : length);
+  const long long n0 = first / L;
+  const int l0 = (int)(first - n0 * L);
   const REAL r = (REAL)rstd[c];
   double sum = 0, product = 0;
   for (int i = threadIdx.x; i < count; i += BLOCK) {
-    const long long m = first + i, n = m / L, at = (n * C + c) * L + (m - n * L);
+    const int m = l0 + i;
+    const long long at = ((n0 + m / L) * C + c) * L + m % L;
     sum += dy[at];
     product += (double)dy[at] * ((REAL)(x[at] - mean[c]) * r);
   }

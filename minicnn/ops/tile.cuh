@@ -16,6 +16,8 @@ constexpr int SLICES = 1, TEAM = 32 * (TI / WI) * (TJ / WJ), PAD = 8;  // fragme
 constexpr int TEAM = (TI / RI) * (TJ / RJ), PAD = 4;
 #endif
 constexpr int THREADS = SLICES * TEAM, ROW_A = TI + PAD, ROW_B = TJ + PAD;
+// Two blocks of 256 threads a multiprocessor: 128 registers a thread.
+constexpr int MIN_BLOCKS = THREADS < 512 ? 512 / THREADS : 1;
 constexpr int STAGE = DEPTH * (ROW_A + ROW_B), STAGES = 2;
 static_assert(DEPTH % (SLICES * 8) == 0 || SLICES > 1, "tensor cores take 8 k at a time");
 static_assert(DEPTH % SLICES == 0 && THREADS % TI == 0 && THREADS % TJ == 0, "all threads load");

@@ -66,7 +66,9 @@ def build(code, options=()):
         with tempfile.TemporaryDirectory(dir=folder()) as work:
             made = Path(work) / "kernels.so"
             expanded = _compile(["-E", "-P", *defines], code)  # macros may define kernels
-            launchers = (LAUNCHER.format(name=name) for name in sorted(set(KERNEL.findall(expanded))))
+            launchers = (
+                LAUNCHER.format(name=name) for name in sorted(set(KERNEL.findall(expanded)))
+            )
             _compile([*defines, "-shared", "-fPIC", "-o", made], text + "".join(launchers))
             made.replace(library)  # two processes may build the same
     return library

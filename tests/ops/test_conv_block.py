@@ -124,7 +124,9 @@ def test_infinity_spreads_as_in_the_reference(version, where):
             y, cache = conv_block_forward(x, w, pool=2)
             results.append((y, *conv_block_backward(dy, cache)[:2]))
     for got, want in zip(*results):
-        if version == "cupy":  # multiplies with zeros where a tap meets no window: more of dx is NaN
+        if (
+            version == "cupy"
+        ):  # multiplies with zeros where a tap meets no window: more of dx is NaN
             assert not np.isfinite(got[~np.isfinite(want)]).any()
         else:
             np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
