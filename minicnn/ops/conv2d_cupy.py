@@ -12,9 +12,10 @@ import numpy as np
 
 from minicnn.backend import Array, array_module
 from minicnn.ops import cuda
-from minicnn.shapes import Pair, Window
+from minicnn.shapes import Pair, Window, size
 
 LONGEST = 1024  # terms that one thread adds up in a weight gradient: bounds the rounding
+MOST_GROUPS = 1023  # so that the weight gradient's sum can be cut into 64 parts
 SHORTEST = 64  # terms that are worth a part of their own
 FIXED = {1, 3, 5, 7}  # kernel sizes that are compiled in
 POOLS = (1, 2, 4)  # pixels of a pool window that one thread holds
@@ -29,7 +30,7 @@ class Tile(NamedTuple):
     rate: float  # of the arithmetic, estimated: a large tile reads each value less often
 
     @property
-    def size(self) -> Pair:
+    def area(self) -> Pair:
         """Rows and columns."""
         sizes = dict(self.macros)
         return sizes["TI"], sizes["TJ"]
@@ -94,7 +95,7 @@ def choose(dtype: Any, rows: int, columns: int, products: int, parts: int = 1) -
     tiles = TENSOR_TILES if _tf32 and name == "float32" else TILES[name]
 
     def time(tile: Tile) -> float:
-        TI, TJ = tile.size
+        TI, TJ = tile.area
         blocks = -(-rows // TI) * -(-columns // TJ) * products * parts
         return max(1, blocks / cuda.multiprocessors()) / parts * TI * TJ / tile.rate
 
@@ -114,12 +115,9 @@ def _shape(x: Any, F: int, groups: int, OH: int, OW: int, win: Window) -> tuple[
 
 
 def applies(x_shape: tuple[int, ...], w: Array, y_shape: tuple[int, ...], groups: int) -> bool:
-    """Tell whether the kernels' 32-bit offsets reach over an image, a filter bank and a grid."""
-    sizes = (*x_shape[1:], *y_shape[1:], w.size)
-    image, result = x_shape[1:], y_shape[1:]
-    return cuda.fits(
-        *sizes, int(np.prod(image, dtype=object)), int(np.prod(result, dtype=object))
-    ) and (groups <= cuda.MOST_BLOCKS // 64)
+    """Tell whether the kernels' 32-bit offsets reach over an image and all filters."""
+    images = (size(x_shape[1:]), size(y_shape[1:]))
+    return cuda.fits(*images, w.size) and groups <= MOST_GROUPS
 
 
 def _product(
@@ -138,9 +136,7 @@ def _product(
         tile.threads,
         *args,
         shared=tile.shared * np.dtype(dtype).itemsize,
-        ONLY=f"ONLY_{kernel}",
-        **dict(tile.macros),
-        **_fixed(win),
+        macros={"ONLY": f"ONLY_{kernel}", **dict(tile.macros), **_fixed(win)},
     )
 
 
@@ -153,7 +149,7 @@ def forward(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Ar
 def block_forward(
     x: Array, w: Array, b: Array | None, win: Window, groups: int, relu: bool, pool: Pair | None
 ) -> tuple[Array, Array | None]:
-    """Return y, and with a `pool` (a product in POOLS) the ReLU's and the pool's output and winners."""
+    """Return y and, with a `pool` (of POOLS pixels), what ReLU and pool make of it and the winners."""
     xp, (N, _, H, W), F = array_module(x), x.shape, w.shape[0]
     OH, OW = win.output_size("conv2d", H, W)
     PH, PW = pool or (0, 0)
@@ -163,13 +159,13 @@ def block_forward(
     bias = cuda.NULL if b is None else b
     if not y.size:
         return y, winner
-    if pool is None and depthwise(w, groups):
+    if pool is None and _depthwise(w.shape, groups):
         shape = _shape(x.shape, F, groups, OH, OW, win)
         cuda.each("conv2d_depthwise", "depthwise_forward", y, x, w, bias, y, *shape)
         return y, winner
     places = N * rows * columns * (PH * PW or 1)
     tile = choose(x.dtype, F // groups, places, groups)
-    TI, TJ = tile.size
+    TI, TJ = tile.area
     args = (x, w, bias, y, cuda.NULL if winner is None else winner, PH, PW, int(relu))
     grid = (-(-places // TJ), -(-(F // groups) // TI), groups)
     shape = _shape(x.shape, F, groups, OH, OW, win)
@@ -186,11 +182,11 @@ def input_gradient(
     if not dx.size:
         return dx
     shape, bias = _shape(x_shape, F, groups, OH, OW, win), cuda.NULL if b is None else b
-    if depthwise(w, groups):
+    if _depthwise(w.shape, groups):
         cuda.each("conv2d_depthwise", "depthwise_input_gradient", dx, dy, w, bias, dx, *shape)
         return dx
     tile = choose(dy.dtype, C // groups, N * H * W, groups)
-    TI, TJ = tile.size
+    TI, TJ = tile.area
     grid = (-(-N * H * W // TJ), -(-(C // groups) // TI), groups)
     _product("conv2d_input_gradient", tile, grid, dy.dtype, (dy, w, bias, dx, *shape), win)
     return dx
@@ -205,15 +201,14 @@ def weight_gradient(
     if not dy.size or not x.size:
         return dw, db
     shape = _shape(x.shape, F, groups, OH, OW, win)
-    if w_shape[1] == 1 and F == groups:
+    if _depthwise(w_shape, groups):
         taps = w_shape[2] * w_shape[3]
-        grid = (taps + 1, F)
-        args = (dy, x, dw, db, *shape)
-        cuda.launch("conv2d_depthwise", "depthwise_weight_gradient", dy.dtype, grid, 256, *args)
+        kernel = "depthwise_weight_gradient"
+        cuda.launch("conv2d_depthwise", kernel, dy.dtype, (taps + 1, F), 256, dy, x, dw, db, *shape)
         return dw, db
     columns, places = w_shape[1] * w_shape[2] * w_shape[3] + 1, N * OH * OW
     tile = choose(dy.dtype, F // groups, columns, groups, parts=-(-places // SHORTEST))
-    TI, TJ = tile.size
+    TI, TJ = tile.area
     parts, length = cut(places, -(-(F // groups) // TI) * -(-columns // TJ) * groups, groups)
     part = xp.empty((parts, F, columns), dy.dtype)
     grid = (-(-columns // TJ), -(-(F // groups) // TI), parts * groups)
@@ -264,6 +259,6 @@ def spread(dy: Array, winner: Array, pool: Pair, OH: int, OW: int) -> Array:
     return dz
 
 
-def depthwise(w: Array, groups: int) -> bool:
+def _depthwise(w_shape: tuple[int, ...], groups: int) -> bool:
     """Tell whether each filter sees one channel of its own."""
-    return w.shape[0] == groups and w.shape[1] == 1
+    return w_shape[:2] == (groups, 1)

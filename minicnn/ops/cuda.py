@@ -9,7 +9,7 @@ for the device at hand (NVRTC) when a kernel is first needed and keeps the resul
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from minicnn.backend import Array
 
+Macros = Mapping[str, Any]
 REAL = {"float32": "float", "float64": "double"}
 GRANTED = 48 << 10  # bytes of shared memory that a block gets without asking
 MOST_BLOCKS = 65535  # in the second and third axis of a grid
@@ -35,9 +36,9 @@ def _with_includes(text: str) -> str:
     return _INCLUDE.sub(lambda m: _with_includes(here.joinpath(m[1]).read_text()), text)
 
 
-def options(dtype: Any, exact: bool = False, **macros: Any) -> tuple[str, ...]:
+def options(dtype: Any, macros: Macros | None = None, exact: bool = False) -> tuple[str, ...]:
     """Return what the compiler is told; `exact` forbids it to fuse a product with a sum."""
-    defines = {"REAL": REAL[np.dtype(dtype).name], **macros}
+    defines = {"REAL": REAL[np.dtype(dtype).name], **(macros or {})}
     return (
         "-std=c++17",
         *(("--fmad=false",) if exact else ()),
@@ -79,7 +80,7 @@ def launch(
     shared: int = 0,
     package: str = "minicnn.ops",
     exact: bool = False,
-    **macros: Any,
+    macros: Macros | None = None,
 ) -> None:
     """Run a kernel of the source `name` on the current stream.
 
@@ -89,7 +90,7 @@ def launch(
     if not all(grid):
         return
     cupy, real = runtime(), np.dtype(dtype).type
-    flags = options(dtype, exact, **macros)
+    flags = options(dtype, macros, exact)
     function = _function(cupy, cupy.cuda.runtime.getDevice(), package, name, kernel, flags)
     if shared > GRANTED and function.max_dynamic_shared_size_bytes < shared:
         function.max_dynamic_shared_size_bytes = shared
@@ -101,15 +102,13 @@ def launch(
     )
 
 
-def each(
-    name: str, kernel: str, out: Array, *args: Any, block: int = 256, size: int = -1, **macros: Any
-) -> None:
+def each(name: str, kernel: str, out: Array, *args: Any, block: int = 256, size: int = -1) -> None:
     """Launch a kernel with one thread for each of `size` elements, by default those of `out`.
 
     The kernel's first parameter is that number, as ``long long``.
     """
     n = out.size if size < 0 else size
-    launch(name, kernel, out.dtype, (-(-n // block),), block, np.int64(n), *args, **macros)
+    launch(name, kernel, out.dtype, (-(-n // block),), block, np.int64(n), *args)
 
 
 def grid_fits(*sizes: int) -> bool:

@@ -28,9 +28,10 @@ def applies(M: int, size_in: int, size_out: int) -> bool:
 
 def forward(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:
     """Return ``x @ w.T + b`` (M, O), cut off below 0 with `relu`."""
-    (M, K), O = x.shape, w.shape[0]
-    y = array_module(x).empty((M, O), x.dtype)
-    _product(x, w, y, (M, O, K), (K, 1, 1, K), bias=b, relu=relu)
+    (M, size_in), size_out = x.shape, w.shape[0]
+    y = array_module(x).empty((M, size_out), x.dtype)
+    strides = (size_in, 1, 1, size_in)
+    _product(x, w, y, (M, size_out, size_in), strides, bias=b, relu=relu)
     return y
 
 
@@ -39,17 +40,18 @@ def backward(dy: Array, x: Array, w: Array, after_relu: bool = False) -> tuple[A
 
     With `after_relu`, x is the output of a ReLU and dx the gradient to that ReLU's input.
     """
-    xp, (M, K), O = array_module(x), x.shape, w.shape[0]
-    dx, dw, db = xp.empty_like(x), xp.empty_like(w), xp.empty(O, x.dtype)
-    _product(dy, w, dx, (M, K, O), (O, 1, K, 1), mask=x if after_relu else None)
-    _product(dy, x, dw, (O, K, M), (1, O, K, 1), sums=db)
+    xp, (M, size_in), size_out = array_module(x), x.shape, w.shape[0]
+    dx, dw, db = xp.empty_like(x), xp.empty_like(w), xp.empty(size_out, x.dtype)
+    mask = x if after_relu else None
+    _product(dy, w, dx, (M, size_in, size_out), (size_out, 1, size_in, 1), mask=mask)
+    _product(dy, x, dw, (size_out, size_in, M), (1, size_out, size_in, 1), sums=db)
     return dx, dw, db
 
 
 def _tile(dtype: Any, rows: int, columns: int) -> Tile:
     *large, small = TILES[np.dtype(dtype).name]
     for tile in large:
-        TI, TJ = tile.size
+        TI, TJ = tile.area
         if -(-rows // TI) * -(-columns // TJ) >= cuda.multiprocessors():
             return tile
     return small
@@ -68,7 +70,7 @@ def _product(
 ) -> None:
     (rows, columns, _), (_, sk, tk, _) = sizes, strides
     tile = _tile(c.dtype, rows, columns)
-    TI, TJ = tile.size
+    TI, TJ = tile.area
     width = columns + (sums is not None)
     bias, mask, sums = (cuda.NULL if v is None else v for v in (bias, mask, sums))
     cuda.launch(
@@ -79,7 +81,5 @@ def _product(
         tile.threads,
         *(a, b, bias, mask, c, sums, *sizes, *strides, int(relu)),
         shared=tile.shared * c.itemsize,
-        A_ALONG_K=int(sk == 1),
-        B_ALONG_K=int(tk == 1),
-        **dict(tile.macros),
+        macros={"A_ALONG_K": int(sk == 1), "B_ALONG_K": int(tk == 1), **dict(tile.macros)},
     )

@@ -189,7 +189,7 @@ def test_arguments_have_to_match(kernel, args, message):
     ("grid", "block"), [((0,), (32,)), ((1,), (1025,)), ((1, 65536), (1,)), ((2**31,), (1,))]
 )
 def test_grids_that_no_device_runs(kernel, grid, block):
-    with pytest.raises(cuda.CudaError, match="grid|threads"):
+    with pytest.raises(cuda.CudaError, match=r"grid|threads"):
         kernel("add")(grid, block, (X, X.copy(), np.int64(4), np.float32(1)))
 
 

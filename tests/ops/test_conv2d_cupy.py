@@ -1,4 +1,4 @@
-"""The tiles of conv2d.cu, each forced on shapes that no tile divides; TF32; the cut of long sums."""
+"""The tiles of conv2d.cu, on shapes that none of them divides; TF32; the cut of long sums."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def case(dtype, draw=integers, N=2, C=5, F=37, size=9, groups=1, **kwargs):
     return x, w, draw(rng, w.shape[:1], dtype), draw(rng, y_shape, dtype), win, groups
 
 
-@pytest.mark.parametrize(("dtype", "tile"), TILES, ids=[f"{d}-{t.size}" for d, t in TILES])
+@pytest.mark.parametrize(("dtype", "tile"), TILES, ids=[f"{d}-{t.area}" for d, t in TILES])
 def test_integers_are_exact_in_every_tile(force, dtype, tile):
     force(tile)
     for kwargs in (
@@ -81,7 +81,7 @@ def test_integers_are_exact_in_every_tile(force, dtype, tile):
             np.testing.assert_array_equal(a, e)
 
 
-@pytest.mark.parametrize("tile", conv2d_cupy.TENSOR_TILES, ids=lambda tile: str(tile.size))
+@pytest.mark.parametrize("tile", conv2d_cupy.TENSOR_TILES, ids=lambda tile: str(tile.area))
 def test_tensor_cores_are_exact_for_small_integers(force, tile):
     force(tile)
     for kwargs in ({}, {"N": 3, "size": 8, "C": 3}, {"stride": 2, "groups": 2}):
@@ -160,10 +160,10 @@ def test_the_cut_covers_the_sum(places, groups, blocks):
 
 
 def test_a_large_product_gets_a_large_tile():
-    sizes = [conv2d_cupy.choose("float32", 128, places, 1).size for places in (256, 4096, 10**6)]
+    sizes = [conv2d_cupy.choose("float32", 128, places, 1).area for places in (256, 4096, 10**6)]
     assert sizes == [(32, 32), (64, 64), (128, 128)]
-    assert conv2d_cupy.choose("float32", 32, 10**6, 1).size[0] == 32  # 128 rows would be idle
-    assert conv2d_cupy.choose("float32", 64, 801, 1, parts=64).size == (64, 64)
+    assert conv2d_cupy.choose("float32", 32, 10**6, 1).area[0] == 32  # 128 rows would be idle
+    assert conv2d_cupy.choose("float32", 64, 801, 1, parts=64).area == (64, 64)
 
 
 def test_what_outgrows_32_bits_is_left_to_numpy():

@@ -21,10 +21,12 @@ ALONG = {"A_ALONG_K": 1, "B_ALONG_K": 0}
 THREE = {"FIXED_K": 3, "FIXED_S": 1}
 FORWARD, WEIGHTS = {"ONLY": "ONLY_conv2d_forward"}, {"ONLY": "ONLY_conv2d_weight_gradient"}
 
+PLAIN = (
+    *("conv2d_depthwise", "conv2d_parts", "elementwise", "im2col"),
+    *("norm", "pool", "softmax", "optim"),
+)
 CASES = [
-    *((name, dtype, {}) for dtype in ("float32", "float64") for name in (
-        "conv2d_depthwise", "conv2d_parts", "elementwise", "im2col", "norm", "pool", "softmax", "optim"
-    )),
+    *((name, dtype, {}) for dtype in ("float32", "float64") for name in PLAIN),
     ("linear", "float32", {**dict(linear_cupy.TILES["float32"][0].macros), **ALONG}),
     ("linear", "float64", {**dict(linear_cupy.TILES["float64"][0].macros), **ALONG}),
     ("conv2d", "float32", SMALL),
@@ -33,7 +35,7 @@ CASES = [
     ("conv2d", "float64", DOUBLE),
     ("conv2d", "float32", {**TENSOR, **THREE, **FORWARD}),
     ("conv2d", "float32", TENSOR_SMALL),
-]  # fmt: skip
+]
 
 
 def package(name):
@@ -53,7 +55,7 @@ def test_compiles_without_spills(name, dtype, macros, arch):
         pytest.skip("compiled for sm_90 only, to save time")
     exact = name == "optim"
     needs = nvrtc.compiled(
-        cuda.source(name, package(name)), cuda.options(dtype, exact, **macros), arch
+        cuda.source(name, package(name)), cuda.options(dtype, macros, exact), arch
     )
     for kernel, need in needs.items():
         print(f"{arch} {dtype} {kernel}: {need.registers} registers")
@@ -88,7 +90,7 @@ def test_includes_are_taken_in():
 
 
 def test_options():
-    assert cuda.options(np.float32, TI=4) == ("-std=c++17", "-DREAL=float", "-DTI=4")
+    assert cuda.options(np.float32, {"TI": 4}) == ("-std=c++17", "-DREAL=float", "-DTI=4")
     assert "--fmad=false" in cuda.options("f8", exact=True)
     assert not any("fast_math" in o for o in cuda.options("f8"))
 
@@ -99,7 +101,7 @@ def test_a_module_is_compiled_once(monkeypatch):
 
     class Counting(devices.Emulator):
         @staticmethod
-        def RawModule(**kwargs):  # noqa: N802
+        def RawModule(**kwargs):
             made.append(kwargs["options"])
             return devices.emulated.RawModule(**kwargs)
 

@@ -41,7 +41,7 @@ def test_integers_are_exact(dtype, sizes):
         np.testing.assert_array_equal(a, e)
 
 
-@pytest.mark.parametrize("tile", linear_cupy.TILES["float32"], ids=lambda tile: str(tile.size))
+@pytest.mark.parametrize("tile", linear_cupy.TILES["float32"], ids=lambda tile: str(tile.area))
 def test_every_tile(monkeypatch, tile):
     monkeypatch.setattr(linear_cupy, "_tile", lambda *_: tile)
     test_integers_are_exact("float32", SIZES[-1])
