@@ -81,3 +81,34 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     p[i] = p[i] - d * rates[1];
   }
 }
+
+// After a step's gradients: are they and the loss finite? `tally` keeps count in double, as
+// minicnn.gpu.training has it: sums of loss, samples and hits over the good steps; the first bad
+// step or -1; steps; the last loss. rates[0] tells the update whether to go on. A block looks at a
+// piece of the gradients, and the last to finish draws the sum; counters[0] counts bad blocks and
+// [1] the finished ones, both 0 before and after.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    finish_step(long long n, const REAL *gradients, const REAL *loss, const long long *kept,
+                const long long *correct, REAL *rates, double *tally, unsigned *counters) {
+  enum { LOSS, SAMPLES, CORRECT, BAD, STEPS, LAST };
+  __shared__ int bad;
+  if (threadIdx.x == 0) bad = 0;
+  __syncthreads();
+  const long long first = (long long)blockIdx.x * PIECE;
+  for (long long i = first + threadIdx.x; i < n && i < first + PIECE; i += BLOCK)
+    if (!(gradients[i] - gradients[i] == 0)) bad = 1;  // whoever writes, writes this
+  __syncthreads();
+  if (threadIdx.x) return;
+  if (bad) atomicAdd(counters, 1u);
+  __threadfence();
+  if (atomicAdd(counters + 1, 1u) != gridDim.x - 1) return;
+  __threadfence();
+  const double value = *loss;
+  const bool finite = value - value == 0 && ((volatile unsigned *)counters)[0] == 0;
+  if (!finite && tally[BAD] < 0) tally[BAD] = tally[STEPS];
+  const bool good = tally[BAD] < 0;
+  rates[0] = good ? REAL(1) : REAL(0);
+  if (good) tally[LOSS] += value * *kept, tally[SAMPLES] += *kept, tally[CORRECT] += *correct;
+  tally[LAST] = value, tally[STEPS] += 1;
+  counters[0] = counters[1] = 0;
+}

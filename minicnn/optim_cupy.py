@@ -90,6 +90,36 @@ class Update:
         )
 
 
+def finish_step(
+    gradients: Array, loss: Array, kept: Array, correct: Array, rates: Array, tally: Array
+) -> None:
+    """Check a step's gradients and loss for NaN and infinities and keep count, in one launch.
+
+    Parameters
+    ----------
+    gradients : array, shape (n,)
+        All of them, one behind the other.
+    loss, kept, correct : arrays without axes
+        From `minicnn.ops.softmax_cupy.labelled`.
+    rates : array, shape (4,)
+        The first number becomes 1 if all steps so far were good, else 0: see `Update`.
+    tally : array, shape (6,), float64
+        As `minicnn.gpu.training` keeps it.
+    """
+    args = (gradients, loss, kept, correct, rates, tally, cuda.counters(array_module(gradients)))
+    cuda.launch(
+        "optim",
+        "finish_step",
+        gradients.dtype,
+        (max(1, -(-gradients.size // PIECE)),),
+        256,
+        np.int64(gradients.size),
+        *args,
+        package="minicnn",
+        exact=True,
+    )
+
+
 def address(a: Array) -> int:
     """Return where an array lies, on the device or, emulated, on the host."""
     return a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr

@@ -102,6 +102,49 @@ def test_a_step_that_must_change_nothing():
     assert all((devices.back(p) != old).any() for (p, _, _), old in zip(arrays, before))
 
 
+TALLY = [
+    2.5,
+    10,
+    7,
+    -1,
+    3,
+    0.25,
+]  # sums of loss, samples and hits; first bad step; steps; last loss
+
+
+def finished(gradients, loss, tally):
+    arrays = np.array(loss, "f4"), np.array(8), np.array(5), np.full(4, 9, "f4"), np.array(tally)
+    loss, kept, correct, rates, tally = map(devices.there, arrays)
+    optim_cupy.finish_step(devices.there(gradients), loss, kept, correct, rates, tally)
+    return devices.back(rates), devices.back(tally)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 5000])
+def test_a_good_step_is_counted(size):
+    for _ in range(2):  # the counters are 0 again
+        rates, tally = finished(np.ones(size, "f4"), 0.5, TALLY)
+        np.testing.assert_array_equal(rates, [1, 9, 9, 9])
+        np.testing.assert_array_equal(tally, [2.5 + 8 * 0.5, 18, 12, -1, 4, 0.5])
+
+
+@pytest.mark.parametrize("where", [0, 1023, 1024, 4999])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite(where, value):
+    gradients = np.ones(5000, "f4")
+    gradients[where] = value
+    rates, tally = finished(gradients, 0.5, TALLY)
+    np.testing.assert_array_equal(rates, [0, 9, 9, 9])
+    np.testing.assert_array_equal(tally, [2.5, 10, 7, 3, 4, 0.5])
+
+
+def test_a_loss_that_is_not_finite_and_the_steps_behind():
+    rates, tally = finished(np.ones(5, "f4"), np.inf, TALLY)
+    assert (rates[0], tally[3], tally[4]) == (0, 3, 4)
+    rates, tally = finished(np.ones(5, "f4"), 1.0, tally)  # queued behind a bad step
+    assert (rates[0], tally[3], tally[4]) == (0, 3, 5)
+    np.testing.assert_array_equal(tally[:3], TALLY[:3])
+
+
 def test_every_update_function_has_a_kernel():
     names = {sgd_update.__name__, adam_update.__name__, rmsprop_update.__name__}
     assert names == {f"{n}_update" for n in ("sgd", "adam", "rmsprop")}

@@ -111,6 +111,20 @@ def each(name: str, kernel: str, out: Array, *args: Any, block: int = 256, size:
     launch(name, kernel, out.dtype, (-(-n // block),), block, np.int64(n), *args)
 
 
+def counters(xp: Any) -> Array:
+    """Return two counters (uint32) of the device, 0 between launches.
+
+    The last block of a kernel that counts its blocks sets them back. Kernels that use them have to
+    follow each other on one stream.
+    """
+    return _counters(xp, runtime().cuda.runtime.getDevice())
+
+
+@cache
+def _counters(xp: Any, device: int) -> Array:
+    return xp.zeros(2, np.uint32)
+
+
 def grid_fits(*sizes: int) -> bool:
     """Tell whether all sizes may be axes of a grid other than the first."""
     return all(size <= MOST_BLOCKS for size in sizes)

@@ -88,23 +88,32 @@ extern "C" __global__ void cross_entropy_backward(long long rows, const REAL *g,
   }
 }
 
-// Softmax + cross-entropy of labels, mean over the rows, in one launch: the loss, its gradient dx
-// to the scores x (rows, C), and how many rows have their maximum at their label. A label out of
-// range makes the loss NaN. `finished` is 0 before and after: the block that finishes last adds
-// the blocks' sums up, in their order.
+// Softmax + cross-entropy of labels, mean over the rows that count, in one launch: the loss, its
+// gradient dx to the scores x (rows, C), how many rows count, and how many of all have their
+// maximum at their label. The label `ignored` counts nothing; another one out of range makes the
+// loss NaN. `finished` is 0 before and after: the block that finishes last adds the blocks' sums
+// up, in their order.
 extern "C" __global__ void softmax_cross_entropy(long long rows, const REAL *x, const long long *labels,
                                                  REAL *dx, double *sums, int *hits, unsigned *finished,
-                                                 REAL *loss, long long *correct, int C) {
+                                                 REAL *loss, long long *kept, long long *correct, int C,
+                                                 long long ignored) {
   __shared__ double part[WARPS];
   __shared__ int part_hits[WARPS];
   __shared__ bool last;
-  const int inner = 1, warp = threadIdx.x / LANES;
+  const int inner = 1, warp = threadIdx.x / LANES, warps = blockDim.x / LANES;
   ROW(rows, C, inner)
   MAX_AND_SUM(x, C, inner)
+  // Every warp counts for itself: the labels are few and in the cache.
+  int count = 0;
+  for (long long r = lane; r < rows; r += LANES) count += labels[r] != ignored;
+#pragma unroll
+  for (int bits = LANES / 2; bits; bits /= 2) count += __shfl_xor_sync(0xffffffff, count, bits);
   const long long label = active ? labels[row] : 0;
-  const bool valid = label >= 0 && label < C;
-  for (int c = lane; active && c < C; c += LANES)
-    dx[start + c] = (exp(x[start + c] - m) / sum - (c == label ? REAL(1) : REAL(0))) / (REAL)rows;
+  const bool counts = active && label != ignored, valid = label >= 0 && label < C;
+  for (int c = lane; active && c < C; c += LANES) {
+    const REAL g = (exp(x[start + c] - m) / sum - (c == label ? REAL(1) : REAL(0))) / (REAL)count;
+    dx[start + c] = counts ? g : REAL(0);
+  }
   // The first of equal maxima is the prediction, and NaN before all, as numpy.argmax has it.
   int first = C;
   for (int c = lane; active && c < C; c += LANES) {
@@ -114,14 +123,15 @@ extern "C" __global__ void softmax_cross_entropy(long long rows, const REAL *x, 
 #pragma unroll
   for (int bits = LANES / 2; bits; bits /= 2) first = min(first, __shfl_xor_sync(0xffffffff, first, bits));
   if (lane == 0) {
-    part[warp] = !active ? 0 : valid ? (double)(log(sum) - (x[start + (valid ? label : 0)] - m)) : (double)(m - m) / 0.0;
+    const REAL nan = lowest() - lowest();
+    part[warp] = !counts ? REAL(0) : valid ? log(sum) - (x[start + (valid ? label : 0)] - m) : nan;
     part_hits[warp] = active && first == label;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     double total = 0;
     int hit = 0;
-    for (int i = 0; i < blockDim.x / LANES; i++) total += part[i], hit += part_hits[i];
+    for (int i = 0; i < warps; i++) total += part[i], hit += part_hits[i];
     sums[blockIdx.x] = total, hits[blockIdx.x] = hit;
     __threadfence();  // the sums are there before the count says so
     last = atomicAdd(finished, 1u) == gridDim.x - 1;
@@ -131,7 +141,8 @@ extern "C" __global__ void softmax_cross_entropy(long long rows, const REAL *x, 
     __threadfence();
     double total = 0;
     long long hit = 0;
-    for (unsigned i = 0; i < gridDim.x; i++) total += ((volatile double *)sums)[i], hit += ((volatile int *)hits)[i];
-    *loss = (REAL)(total / rows), *correct = hit, *finished = 0;
+    for (unsigned i = 0; i < gridDim.x; i++)
+      total += ((volatile double *)sums)[i], hit += ((volatile int *)hits)[i];
+    *loss = (REAL)(total / count), *kept = count, *correct = hit, *finished = 0;
   }
 }

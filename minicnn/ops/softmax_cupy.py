@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from minicnn.ops import cuda
 from minicnn.shapes import size
 
 WARPS = 8  # rows that a block takes
+MOST_ROWS = 1 << 14  # of `labelled`, whose warps all count the labels
 
 
 def _sizes(x: Array, dim: int) -> tuple[int, int, int]:
@@ -59,35 +59,35 @@ def cross_entropy_backward(g: Array, log_p: Array, a: Array) -> Array:
     return dx
 
 
-def labelled(x: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Softmax + cross-entropy of labels, averaged over the rows, in one launch.
+def labelled(
+    x: Array, labels: Array, ignore_index: int = -100
+) -> tuple[Array, Array, Array, Array]:
+    """Softmax + cross-entropy of labels, averaged over the rows that count, in one launch.
 
     Parameters
     ----------
-    x : array, shape (N, C), with a row or more
+    x : array, shape (N, C), with 1 to MOST_ROWS rows
     labels : array, shape (N,), int64
         Nobody looks at them on the host: one out of range makes the loss NaN.
+    ignore_index : int
+        A label that counts nothing.
 
     Returns
     -------
     loss : array, shape (), of x's dtype
     dx : array, shape (N, C)
         Gradient of the loss.
-    correct : array, shape (), int64
-        Rows whose largest score, the first of equal ones, is at the label.
+    kept, correct : array, shape (), int64
+        How many labels count, and in how many rows the largest score, the first of equal ones, is
+        at the label.
     """
     xp, (N, C) = array_module(x), x.shape
     warps = min(WARPS, N)
     blocks = -(-N // warps)
     dx, sums, hits = xp.empty_like(x), xp.empty(blocks, np.float64), xp.empty(blocks, np.int32)
-    loss, correct = xp.empty((), x.dtype), xp.empty((), np.int64)
-    finished = _finished(xp, cuda.runtime().cuda.runtime.getDevice())
-    args = (np.int64(N), x, labels, dx, sums, hits, finished, loss, correct, C)
+    loss, kept, correct = xp.empty((), x.dtype), xp.empty((), np.int64), xp.empty((), np.int64)
+    finished = cuda.counters(xp)
+    arrays = (x, labels, dx, sums, hits, finished, loss, kept, correct)
+    args = (np.int64(N), *arrays, C, np.int64(ignore_index))
     cuda.launch("softmax", "softmax_cross_entropy", x.dtype, (blocks,), 32 * warps, *args)
-    return loss, dx, correct
-
-
-@cache
-def _finished(xp: Any, device: int) -> Array:
-    """The counter of finished blocks; the kernel leaves it at 0, and launches follow each other."""
-    return xp.zeros(1, np.uint32)
+    return loss, dx, kept, correct

@@ -24,7 +24,7 @@ def test_equals_the_plain_ops(N, C, dtype):
     rng = np.random.default_rng(N)
     x, labels = 3 * normal(rng, (N, C), dtype), rng.integers(0, C, N)
     for _ in range(2):  # the counter is 0 again
-        loss, dx, correct = labelled(x, labels)
+        loss, dx, kept, correct = labelled(x, labels)
         want, cache = ops.cross_entropy_forward(x, labels)
         tolerance = 1e-6 if dtype == "float32" else 1e-13
         np.testing.assert_allclose(loss, want, rtol=10 * tolerance)
@@ -32,19 +32,20 @@ def test_equals_the_plain_ops(N, C, dtype):
             dx, ops.cross_entropy_backward(1.0, cache), rtol=10 * tolerance, atol=tolerance
         )
         assert correct == (x.argmax(axis=1) == labels).sum()
+        assert kept == N
         assert (loss.dtype, dx.dtype, correct.dtype) == (dtype, dtype, np.int64)
 
 
 def test_ties_nan_and_infinities():
     x = np.array([[2, 2, 1], [1, 2, 2], [-np.inf, 0, 1], [1000, 0, -1000]], "f4")
     labels = np.array([0, 2, 1, 0])
-    loss, dx, correct = labelled(x, labels)
+    loss, dx, _, correct = labelled(x, labels)
     want, cache = ops.cross_entropy_forward(x, labels)
     np.testing.assert_allclose(loss, want, rtol=1e-6)
     np.testing.assert_allclose(dx, ops.cross_entropy_backward(1.0, cache), rtol=1e-6, atol=1e-7)
     assert correct == 2
     x[1, 2] = np.nan
-    loss, dx, correct = labelled(x, labels)
+    loss, dx, _, correct = labelled(x, labels)
     assert np.isnan(loss)
     assert np.isnan(dx[1]).all()
     assert np.isfinite(dx[[0, 2, 3]]).all()
@@ -53,7 +54,19 @@ def test_ties_nan_and_infinities():
 
 @pytest.mark.parametrize("label", [-1, 3, 2**40])
 def test_a_label_out_of_range_makes_the_loss_nan(label):
-    loss, dx, correct = labelled(np.zeros((2, 3), "f4"), np.array([0, label]))
+    loss, dx, _, correct = labelled(np.zeros((2, 3), "f4"), np.array([0, label]))
     assert np.isnan(loss)
     assert np.isfinite(dx).all()
     assert correct == 1
+
+
+def test_labels_that_count_nothing():
+    rng = np.random.default_rng(0)
+    x, labels = normal(rng, (70, 5)), rng.integers(0, 5, 70)
+    labels[::3] = -100
+    loss, dx, kept, correct = labelled(x, labels)
+    want, cache = ops.cross_entropy_forward(x, labels)
+    np.testing.assert_allclose(loss, want, rtol=1e-13)
+    np.testing.assert_allclose(dx, ops.cross_entropy_backward(1.0, cache), rtol=1e-13, atol=1e-15)
+    assert kept == (labels >= 0).sum()
+    assert correct == (x.argmax(axis=1) == labels).sum()
