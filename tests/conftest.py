@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from hypothesis import HealthCheck, settings
 
-import devices
+import bridge
 
 matplotlib.use("Agg")
 
@@ -27,25 +27,35 @@ def torch():
     return pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
 
 
-def _runs_cupy(item):
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and callspec.params.get("version") == "cupy"
-
-
-@pytest.fixture(autouse=True)
-def _cupy_versions(request, monkeypatch):
-    """Let the cases with version "cupy" run on a device or in the emulator."""
-    if not _runs_cupy(request.node):
-        yield
-        return
-    with devices.on_device(monkeypatch):
-        yield
+bridge.install()
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what compares with PyTorch and what runs `cupy` versions, for ``pytest -m``."""
+    """Mark what compares with PyTorch, and what runs on a GPU, for ``pytest -m``."""
     for item in items:
         if "torch" in item.fixturenames:
             item.add_marker("torch")
-        if _runs_cupy(item):
+        if _on_gpu(item) and bridge.device()[0]:
             item.add_marker("gpu")
+
+
+def _on_gpu(item):
+    """Whether the test is for CuPy: it asks for the module, or runs version "cupy" of an op."""
+    versions = getattr(item, "callspec", None) and item.callspec.params.get("version")
+    return "cupy" in item.fixturenames or versions == "cupy"
+
+
+@pytest.fixture
+def cupy():
+    """The module: CuPy on a machine with a GPU, else its imitation on the CPU."""
+    with bridge.standing_in():
+        yield bridge.device()[0] or bridge.imitation()
+
+
+@pytest.fixture
+def imitated(cupy):
+    """The imitated GPU itself, to look at what was done; without its limits afterwards."""
+    if bridge.device()[0]:
+        pytest.skip("looks inside the imitated GPU, and here is a real one")
+    yield cupy.machine
+    cupy.machine.default_pool.set_limit()
