@@ -121,5 +121,5 @@ def finish_step(
 
 
 def address(a: Array) -> int:
-    """Return where an array lies, on the device or, emulated, on the host."""
+    """Return where an array lies."""
     return a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr

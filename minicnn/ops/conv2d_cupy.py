@@ -147,9 +147,15 @@ def forward(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Ar
 
 
 def block_forward(
-    x: Array, w: Array, b: Array | None, win: Window, groups: int, relu: bool, pool: Pair | None
+    x: Array,
+    w: Array,
+    b: Array | None,
+    win: Window,
+    groups: int,
+    relu: bool,
+    pool: Pair | None,
 ) -> tuple[Array, Array | None]:
-    """Return y and, with a `pool` (of POOLS pixels), what ReLU and pool make of it and the winners."""
+    """Return y, or with a `pool` (of POOLS pixels) what ReLU and pool make of it and winners."""
     xp, (N, _, H, W), F = array_module(x), x.shape, w.shape[0]
     OH, OW = win.output_size("conv2d", H, W)
     PH, PW = pool or (0, 0)

@@ -21,9 +21,9 @@ TILES = {
 }
 
 
-def applies(M: int, size_in: int, size_out: int) -> bool:
-    """Tell whether linear.cu takes an (M, I) by (I, O) product; its sums over M stay short."""
-    return M <= LONGEST and M * size_in * size_out <= MOST_TERMS
+def applies(M: int, w: Array) -> bool:
+    """Tell whether linear.cu takes M rows by the weights w (O, I); its sums over M stay short."""
+    return M <= LONGEST and M * w.size <= MOST_TERMS
 
 
 def forward(x: Array, w: Array, b: Array | None, relu: bool = False) -> Array:

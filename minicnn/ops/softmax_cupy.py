@@ -59,6 +59,12 @@ def cross_entropy_backward(g: Array, log_p: Array, a: Array) -> Array:
     return dx
 
 
+def labelled_applies(x: Array, labels: Array) -> bool:
+    """Tell whether `labelled` takes these scores and labels."""
+    shapes = x.ndim == 2 and labels.shape == x.shape[:1] and 0 < len(x) <= MOST_ROWS
+    return shapes and x.dtype.name in cuda.REAL and labels.dtype == np.int64
+
+
 def labelled(
     x: Array, labels: Array, ignore_index: int = -100
 ) -> tuple[Array, Array, Array, Array]:

@@ -81,6 +81,6 @@ def test_launches(monkeypatch):
 
 
 def test_large_products_are_left_to_cublas():
-    assert linear_cupy.applies(64, 1024, 128)
-    assert not linear_cupy.applies(1024, 4096, 4096)
-    assert not linear_cupy.applies(1025, 1, 1)  # a longer sum would round more
+    assert linear_cupy.applies(64, np.zeros((128, 1024)))
+    assert not linear_cupy.applies(1024, np.zeros((1024, 1024)))
+    assert not linear_cupy.applies(1025, np.zeros((1, 1)))  # a longer sum would round more
