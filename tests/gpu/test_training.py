@@ -21,9 +21,20 @@ from gpu_networks import (
     shared,
     trainers,
 )
-from minicnn import Linear, Trainer, checkpoint, ops, to_cpu, to_gpu, use
+from minicnn import (
+    BatchNorm2d,
+    Flatten,
+    Linear,
+    Sequential,
+    Trainer,
+    checkpoint,
+    ops,
+    to_cpu,
+    to_gpu,
+    use,
+)
 from minicnn.backend import is_cupy
-from minicnn.gpu import training
+from minicnn.gpu import training, update
 from minicnn.optim import Adam, Optimizer
 from minicnn.schedules import CosineLR
 from minicnn.train import Callback, NonFiniteError, predict
@@ -32,7 +43,7 @@ from minicnn.train import Callback, NonFiniteError, predict
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_fit_equals_the_cpu(cupy, optimizer):
+def test_fit_equals_the_cpu(cupy, by, optimizer):
     here, there = trainers(optimizer=optimizer, schedule=CosineLR(0.05, 15), clip_norm=0.5)
     both(here, there, (data(70), data(30, 1)))  # 4 batches of 16 and one of 6
     assert_alike(here, there)
@@ -47,6 +58,24 @@ def test_networks(cupy, make):
     assert_alike(here, there)
     if make is not convolutional:  # that depends on the kernels
         assert recorded(there), there.plan()
+
+
+def test_parameters_of_two_dtypes(cupy):
+    """A layer may cast what passes through it; each dtype has gradients and rates of its own."""
+
+    class Half(Flatten):
+        def forward(self, x):
+            return super().forward(x.astype(np.float32))
+
+        def backward(self, dy, cache):
+            return super().backward(dy, cache).astype(np.float64)
+
+    here, there = trainers(
+        lambda: Sequential(BatchNorm2d(2, dtype=np.float64), Half(), Linear(72, 3, rng=0))
+    )
+    both(here, there, (data(),))
+    assert_alike(here, there, 1e-5)
+    assert recorded(there)
 
 
 def test_float32(cupy):
@@ -206,7 +235,14 @@ def ignore_all(x, y):
     y[:] = -100
 
 
-@pytest.mark.parametrize("read_every", [1, 3, 64])
+@pytest.fixture(params=["kernels", "arrays"])
+def by(request, monkeypatch):
+    """Whether kernels of their own check a step and make its update, or one array after another."""
+    if request.param == "arrays":
+        monkeypatch.setattr(update, "kernels", lambda name: None)
+
+
+@pytest.mark.parametrize("read_every", [3, 64])
 @pytest.mark.parametrize("epoch", [0, 2])
 @pytest.mark.parametrize(
     ("poison", "error", "message"),
@@ -216,7 +252,7 @@ def ignore_all(x, y):
     ],
 )
 def test_a_bad_batch_stops_training_where_it_came(
-    cupy, monkeypatch, poison, error, message, epoch, read_every
+    cupy, by, monkeypatch, poison, error, message, epoch, read_every
 ):
     """However late the host reads, model and position are as the bad step found them."""
     monkeypatch.setattr(training, "READ_EVERY", read_every)
