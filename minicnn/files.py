@@ -36,6 +36,8 @@ def replacing(path: Path) -> Iterator[BufferedRandom]:
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a folder {path.parent}, got none")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected the name of a file, got a folder")
     sweep(path.parent, path.name)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:

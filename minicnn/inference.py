@@ -31,7 +31,15 @@ def predict(
     -------
     array, shape (N, ...)
         Outputs in evaluation mode: logits for the reference network.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no layer or `x` no array.
     """
+    if not isinstance(model, Layer):
+        raise TypeError(f"predict: model: expected a Layer, got {type(model).__name__}")
+    check_arrays("predict", x=x)
     step = integer("predict", "batch_size", batch_size, 1)
     y: Array = None
     with np.errstate(all="ignore"):
@@ -42,6 +50,13 @@ def predict(
                     y = array_module(part).empty((len(x), *part.shape[1:]), part.dtype)
                 y[i : i + step] = part
     return y
+
+
+def check_arrays(op: str, **arrays: Any) -> None:
+    """Raise TypeError for what is no array with a first axis."""
+    for name, a in arrays.items():
+        if not getattr(a, "shape", ()):
+            raise TypeError(f"{op}: {name}: expected an array of samples, got {type(a).__name__}")
 
 
 def on_gpu(model: Layer) -> bool:

@@ -13,6 +13,9 @@ K. He, X. Zhang, S. Ren, J. Sun, "Delving deep into rectifiers", ICCV 2015 (Kaim
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,9 @@ from minicnn.backend import Array
 from minicnn.shapes import size
 
 Rng = int | np.random.Generator | None  # None: unpredictable, from the operating system
+
+MOST_BYTES = 1 << 40  # of a weight, beyond any use
+_room: ContextVar[int] = ContextVar("room for initial weights", default=MOST_BYTES)
 
 GAINS = {
     "linear": 1.0,
@@ -66,13 +72,43 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[1] * taps, shape[0] * taps
 
 
+def generator(op: str, rng: Rng) -> np.random.Generator:
+    """Return the generator that `rng` is or seeds, or raise an error that names the argument."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{op}: rng: expected a numpy.random.Generator, an integer >= 0 or None, got {rng!r}"
+        ) from None
+
+
+@contextmanager
+def limited(nbytes: int) -> Iterator[None]:
+    """Refuse to draw more than `nbytes` of weights inside the block: ValueError, and no memory."""
+    token = _room.set(nbytes)
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+def _take_room(shape: tuple[int, ...], dtype: Any) -> None:
+    nbytes, room = size(shape) * np.dtype(dtype).itemsize, _room.get()
+    if nbytes > room:
+        raise ValueError(f"init: shape: expected at most {room:,} bytes of weights, got {shape}")
+    if room < MOST_BYTES:
+        _room.set(room - nbytes)
+
+
 def uniform(shape: tuple[int, ...], bound: float, rng: Rng = None, dtype: Any = "f4") -> Array:
     """Draw from the uniform distribution on ``[-bound, bound)``."""
+    _take_room(shape, dtype)
     return np.random.default_rng(rng).uniform(-bound, bound, shape).astype(dtype)
 
 
 def normal(shape: tuple[int, ...], std: float, rng: Rng = None, dtype: Any = "f4") -> Array:
     """Draw from the normal distribution of mean 0 and standard deviation `std`."""
+    _take_room(shape, dtype)
     return (np.random.default_rng(rng).standard_normal(shape) * std).astype(dtype)
 
 

@@ -20,147 +20,28 @@ import errno
 import json
 import math
 import os
-import platform
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property, partial
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from minicnn import checkpoint, models, ops
-from minicnn.data import DATASETS, Dataset, load, load_folder
-from minicnn.data.folder import Switch
-from minicnn.files import replacing, sweep
+from minicnn import checkpoint
+from minicnn.config import Config
+from minicnn.files import replacing
+from minicnn.init import limited
 from minicnn.layers import Sequential
-from minicnn.shapes import Pair, integer, number, pair
-from minicnn.train import Callback, Loss, Trainer
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
+from minicnn.locks import alone
+from minicnn.shapes import integer
+from minicnn.train import Callback, Trainer
 
 RUNS = Path("runs")
-CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", ".lock"
+CONFIG, HISTORY = "config.json", "history.jsonl"
 WEIGHTS, BEST = "weights.safetensors", "best.safetensors"
 CHECKPOINTS = "checkpoint-*.safetensors"  # with the number of updates, in 8 digits
-
-MODELS = {"mnist_cnn": models.mnist_cnn}
-
-
-@dataclass(frozen=True)
-class Config:
-    """What has to be known about a run to use or repeat it.
-
-    Attributes
-    ----------
-    dataset : str
-        One of `minicnn.data.DATASETS`, or the folder that holds ``train`` and ``test``.
-    classes : tuple of str
-    channels : int
-    image_size : pair of int
-        Rows and columns.
-    model : str
-        One of `MODELS`.
-    label_smoothing : float
-        Of the loss.
-    invert, crop : bool or "auto"
-        How `read_picture` has to bring a new picture into the form of the data set.
-    options, versions : dict
-        The other settings of the training, which it is resumed with, and what it ran on.
-    data_sha256 : str
-        Of the training data, which must not change before the training is resumed.
-    """
-
-    dataset: str
-    classes: tuple[str, ...]
-    channels: int
-    image_size: Pair
-    model: str = "mnist_cnn"
-    label_smoothing: float = 0.0
-    invert: Switch = False
-    crop: Switch = False
-    options: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    data_sha256: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Config:
-        """Read what `text` keeps; names that this version does not know are passed over.
-
-        Raises
-        ------
-        ValueError, TypeError
-            Not JSON, something missing, or a value of the wrong kind.
-        """
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ValueError(f"expected a JSON object, got {type(found).__name__}")
-        names = {f.name for f in fields(cls)}
-        config = cls(**{name: value for name, value in found.items() if name in names})
-        if config.model not in MODELS:
-            raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {config.model!r}")
-        classes = config.classes
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise TypeError(f"classes: expected a list of names, got {classes!r}")
-        for name, kind in (("dataset", str), ("options", dict), ("versions", dict)):
-            if not isinstance(getattr(config, name), kind):
-                raise TypeError(
-                    f"{name}: expected {kind.__name__}, got {type(getattr(config, name)).__name__}"
-                )
-        for name in ("invert", "crop"):
-            value = getattr(config, name)
-            if not (isinstance(value, bool) or value == "auto"):
-                raise ValueError(f"{name}: expected true, false or 'auto', got {value!r}")
-        checked = {
-            "classes": tuple(classes),
-            "channels": integer("config", "channels", config.channels, 1),
-            "image_size": pair("config", "image_size", config.image_size, 1),
-            "label_smoothing": number(
-                "config", "label_smoothing", config.label_smoothing, ge=0, le=1
-            ),
-        }
-        return cls(**(vars(config) | checked))
-
-    def build(self, seed: int = 0) -> Sequential:
-        """The network with fresh weights."""
-        return MODELS[self.model](seed, self.channels, len(self.classes), self.image_size)
-
-    def loss(self) -> Loss:
-        """The loss that the network was trained with, as `Trainer` takes it."""
-        forward = partial(ops.cross_entropy_forward, label_smoothing=self.label_smoothing)
-        return forward, ops.cross_entropy_backward
-
-    def load(self, split: str, dataset: str | None = None) -> Dataset:
-        """Load "train" or "test" of this data set, or of another one with the same classes."""
-        name = dataset or self.dataset
-        data = load_split(name, split, self.image_size, self.channels)
-        if data.classes != self.classes:
-            raise ValueError(
-                f"{name} ({split}): classes: expected {_listed(self.classes)}, "
-                f"got {_listed(data.classes)}"
-            )
-        if data.x.shape[1:] != (self.channels, *self.image_size):
-            raise ValueError(
-                f"{name} ({split}): expected pictures of shape "
-                f"{(self.channels, *self.image_size)}, got {data.x.shape[1:]}"
-            )
-        return data
-
-
-def load_split(dataset: str, split: str, image_size: Pair, channels: int) -> Dataset:
-    """Load a split of a data set by name, or of a folder with one sub-folder for each split."""
-    if dataset in DATASETS:
-        return load(dataset, split)
-    return load_folder(Path(dataset) / split, image_size, channels)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10])
-    return f"{len(names)} ({shown}{', ...' if len(names) > 10 else ''})"
 
 
 class Run:
@@ -215,10 +96,19 @@ class Run:
         Raises
         ------
         FileNotFoundError, ValueError
-            If no epoch was finished, or a file is damaged.
+            If no epoch was finished, a file is damaged, or they do not belong together.
         """
-        model = self.config.build()
-        checkpoint.load(model, self.folder / WEIGHTS)
+        path = self.folder / WEIGHTS
+        weights = checkpoint.load_arrays(path)
+        try:
+            # A damaged config may name sizes that no memory holds.
+            with limited(sum(8 * a.size for a in weights.values())):
+                model = self.config.build()
+            model.load_state_dict(weights)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: expected the weights of the network in {CONFIG}: {error}"
+            ) from error
         return model
 
     def checkpoints(self) -> list[Path]:
@@ -366,7 +256,7 @@ def new_run(folder: str | os.PathLike[str]) -> Iterator[Run]:
         If the folder cannot be made or written to.
     """
     run = Run(folder)
-    with _alone(run.folder, "; choose another --out"):
+    with alone(run.folder, "; choose another --out"):
         # A run that ended before its first update left a checkpoint that is worth nothing.
         first = run.folder / CHECKPOINTS.replace("*", "0" * 8)
         for path in (run.folder / WEIGHTS, run.folder / HISTORY, *run.checkpoints()):
@@ -394,60 +284,8 @@ def resume_run(folder: str | os.PathLike[str]) -> Iterator[Run]:
     """
     run = Run(folder)
     _ = run.config  # before a lock file is written into a folder that is no run's
-    with _alone(run.folder):
+    with alone(run.folder):
         yield run
-
-
-@contextmanager
-def _alone(folder: Path, fix: str = "") -> Iterator[None]:
-    """Make a folder if there is none, lock it, and sweep out what killed processes left."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
-    except OSError as error:
-        raise OSError(
-            f"{folder}: expected a folder that can be written to, got: {error.strerror}{fix}"
-        ) from error
-    lock = _lock(folder, fix)
-    try:
-        sweep(folder, age=0)
-        yield
-    finally:
-        with lock, suppress(OSError):
-            (folder / LOCK).unlink()
-        with suppress(OSError):  # as a rule something is in it
-            folder.rmdir()
-
-
-def _lock(folder: Path, fix: str) -> IO[str]:
-    """Open the lock file of a folder, alone.
-
-    The system gives the lock back when a process ends, however it ends, so a lock file that a
-    killed process left behind locks nothing. Windows and some file systems have no such lock.
-    """
-    path = folder / LOCK
-    while True:
-        file = open(path, "a+")  # noqa: SIM115 (stays open: closing it gives the lock back)
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                holder = file.read() or "another process"
-            raise FileExistsError(
-                f"{folder}: expected a folder for this run alone, got one in which {holder} "
-                f"is at work{fix}"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}")
-                file.flush()
-                return file
-        file.close()  # its holder removed it between our open and our lock
 
 
 def latest(root: str | os.PathLike[str] = RUNS) -> Run:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
+MOST_PIXELS = 1 << 36  # of a map: 256 GB in float32
+
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]  # ((top, bottom), (left, right))
 
@@ -112,6 +114,7 @@ class Window(NamedTuple):
                 f"{op}: kernel_size: expected at most the padded input {HP}x{WP}, got {EH}x{EW} "
                 f"(kernel {self.kernel}, dilation {self.dilation}, input {H}x{W})"
             )
+        check_pixels(op, "padding", HP, WP)
         return (
             _places(H, HP, EH, self.stride[0], self.padding[0][0], ceil_mode),
             _places(W, WP, EW, self.stride[1], self.padding[1][0], ceil_mode),
@@ -184,6 +187,14 @@ def check_shape(op: str, name: str, a: Any, expected: Sequence[int], why: str = 
         because = f" ({why})" if why else ""
         raise ValueError(
             f"{op}: {name}: expected shape {tuple(expected)}{because}, got {tuple(a.shape)}"
+        )
+
+
+def check_pixels(op: str, name: str, rows: int, columns: int) -> None:
+    """Raise ValueError for a map that no memory holds, instead of beginning to work on it."""
+    if rows * columns > MOST_PIXELS:
+        raise ValueError(
+            f"{op}: {name}: expected a map of at most {MOST_PIXELS:,} pixels, got {rows}x{columns}"
         )
 
 

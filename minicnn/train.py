@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.backend import Array, array_module
 from minicnn.data import Batches, Dataset
-from minicnn.inference import on_gpu, predict, running
+from minicnn.inference import check_arrays, on_gpu, predict, running
 from minicnn.interrupts import deferred
 from minicnn.layers import Layer, Sequential
 from minicnn.optim import Optimizer, all_finite, clip_grad_norm
@@ -214,6 +214,7 @@ class Trainer:
         self.model.train()
 
     def _step(self, x: Array, y: Array) -> tuple[float, Array]:
+        check_arrays("Trainer.step", x=x, y=y)
         if not count_labels(y):
             raise ValueError(
                 f"Trainer.step: y: expected a label that counts, got none in shape {y.shape}"
@@ -314,6 +315,11 @@ class Trainer:
             As for `step`.
         """
         integer("Trainer.fit", "epochs", epochs, 0)
+        for callback in callbacks if isinstance(callbacks, Iterable) else (callbacks,):
+            if not (hasattr(callback, "on_step") and hasattr(callback, "on_epoch")):
+                raise TypeError(
+                    f"Trainer.fit: callbacks: expected a list of Callback, got {callbacks!r}"
+                )
         if not isinstance(train, Batches):
             train = Batches(train, batch_size, seed=seed, augment=augment)
         if not len(train):
@@ -390,10 +396,10 @@ class Trainer:
         ValueError
             If there is no sample.
         """
-        if not len(data[0]):
+        batches = Batches(data, batch_size, shuffle=False)
+        if not len(batches):
             raise ValueError("Trainer.evaluate: data: expected at least one sample, got none")
         total, parts = Position(), []
-        batches = Batches(data, batch_size, shuffle=False)
         classes = batches.y.dtype.kind in "iu"
         with np.errstate(all="ignore"):
             for x, y in batches:

@@ -83,3 +83,12 @@ def test_who_has_the_folder_alone_sweeps_all_at_once(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a folder .*missing"):
         write(tmp_path / "missing" / "a", b"")
+
+
+def test_a_folder_of_that_name_is_named(tmp_path):
+    with (
+        pytest.raises(IsADirectoryError, match="expected the name of a file, got a folder"),
+        replacing(tmp_path),
+    ):
+        pass
+    assert list(tmp_path.parent.glob(".*.part")) == []

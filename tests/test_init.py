@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import minicnn as mc
 from minicnn import init
 
 SHAPE = (60, 50, 3, 4)  # fan_in 600, fan_out 720
@@ -58,3 +59,29 @@ def test_gains(torch):
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_weights_are_refused_that_no_memory_holds():
+    with pytest.raises(ValueError, match=r"init: shape: expected at most .* bytes of weights, got"):
+        init.uniform((2**32, 2**32), 1.0)
+    with init.limited(40):
+        init.uniform((2, 3), 1.0, 0)  # 24 bytes
+        with pytest.raises(ValueError, match="at most 16 bytes"):
+            init.normal((5,), 1.0, 0)
+    assert init.uniform((5, 5), 1.0, 0).shape == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "op"),
+    [
+        (lambda rng: mc.Conv2d(1, 1, 1, rng=rng), "Conv2d"),
+        (lambda rng: mc.Linear(1, 1, rng=rng), "Linear"),
+        (lambda rng: mc.Dropout(0.5, rng), "Dropout"),
+        (mc.models.mnist_cnn, "mnist_cnn"),
+    ],
+    ids=["Conv2d", "Linear", "Dropout", "mnist_cnn"],
+)
+@pytest.mark.parametrize(("rng", "error"), [("a", TypeError), (-1, ValueError)])
+def test_a_bad_generator_is_named(make, op, rng, error):
+    with pytest.raises(error, match=f"{op}: rng: expected a .*Generator, .* got {rng!r}"):
+        make(rng)

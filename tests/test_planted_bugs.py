@@ -2,7 +2,8 @@
 
 import pytest
 
-from planted_bugs import BUGS, ROOT
+from bug_list import BUGS
+from planted_bugs import ROOT
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.what for bug in BUGS])

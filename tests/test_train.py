@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+import minicnn as mc
 from minicnn import (
     BatchNorm2d,
     Conv2d,
@@ -338,3 +339,26 @@ def test_bad_arguments_are_named():
         trainer_for(model).evaluate((np.zeros((0, 1, 4, 4), "f4"), np.zeros(0, int)))
     with pytest.raises(ValueError, match=r"cross_entropy: target: expected labels in 0..1, got 7"):
         trainer_for(model).step(toy(4)[0], np.array([0, 1, 7, 0]))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda t, x, y: t.step(x, y.tolist()), "Trainer.step: y: expected an array .*, got list"),
+        (lambda t, x, y: t.step(None, y), "Trainer.step: x: expected an array .*, got NoneType"),
+        (lambda t, x, y: t.fit((x, y), callbacks=[3]), "callbacks: expected .*, got .3."),
+        (lambda t, x, y: t.fit((x, y), callbacks=3), "callbacks: expected .*, got 3"),
+        (lambda t, x, y: t.fit((x, y), augment="flip"), "augment: expected a function.*'flip'"),
+        (lambda t, x, y: t.evaluate(3), "data: expected a Dataset or a pair .*, got int"),
+        (lambda t, x, y: t.predict(x.tolist()), "predict: x: expected an array .*, got list"),
+        (lambda t, x, y: mc.predict(3, x), "predict: model: expected a Layer, got int"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(call, words):
+    model = mc.Sequential(mc.Flatten(), mc.Linear(4, 3, rng=0))
+    before = model.state_dict()
+    trainer = mc.Trainer(model, mc.optim.SGD(model, lr=0.1))
+    with pytest.raises(TypeError, match=words):
+        call(trainer, np.ones((2, 1, 2, 2), np.float32), np.array([0, 1]))
+    for name, a in model.state_dict().items():
+        np.testing.assert_array_equal(a, before[name])

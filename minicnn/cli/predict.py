@@ -18,8 +18,8 @@ from minicnn.cli.options import (
     open_run,
 )
 from minicnn.cli.text import bars, complain, picture
+from minicnn.config import Config
 from minicnn.data import read_picture
-from minicnn.runs import Config
 from minicnn.train import predict
 
 EPILOG = """\

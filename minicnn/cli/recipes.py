@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from minicnn.cli.options import UsageError
+from minicnn.config import Config
 from minicnn.data import DATASETS
 from minicnn.data.folder import Switch
 from minicnn.optim import SGD, Adam, AdamW, Optimizer, RMSprop
-from minicnn.runs import RUNS, Config
+from minicnn.runs import RUNS
 
 # What holds for every data set, and what another part of a run may be done with.
 GENERAL = {"dataset": "digits", "warmup": 0, "seed": 0, "device": "auto"}

@@ -37,8 +37,9 @@ from minicnn.cli.recipes import (
     settings_text,
     settle,
 )
+from minicnn.config import Config, load_split
 from minicnn.data import AUGMENTATIONS, Dataset, parse_augment
-from minicnn.runs import RUNS, Config, KeepRun, Run, load_split, new_run, resume_run
+from minicnn.runs import RUNS, KeepRun, Run, new_run, resume_run
 from minicnn.schedules import SCHEDULES, make_schedule
 from minicnn.shapes import size
 from minicnn.train import Callback, Trainer

@@ -37,7 +37,7 @@ class Batches:
     Raises
     ------
     TypeError
-        x or y is not an array, or a number is not an integer.
+        x or y is not an array, a number is not an integer, or `augment` no function.
     ValueError
         Lengths that differ, a number out of range, or `drop_last` that would drop everything.
 
@@ -67,6 +67,11 @@ class Batches:
         self.batch_size = integer("Batches", "batch_size", batch_size, 1)
         self.shuffle = shuffle
         self.seed = integer("Batches", "seed", seed, 0)
+        if not (augment is None or callable(augment)):
+            raise TypeError(
+                f"Batches: augment: expected a function (x, rng) -> x or None, got {augment!r} "
+                "(fix for text: parse_augment)"
+            )
         self.augment = augment
         self.drop_last = drop_last
         for name, array in (("x", self.x), ("y", self.y)):

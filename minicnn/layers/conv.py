@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.init import Rng, fans, uniform
+from minicnn.init import Rng, fans, generator, uniform
 from minicnn.layers.base import Layer, Param, Shape
 from minicnn.layers.summary import Field, Row
 from minicnn.shapes import Window, check_rank, integer, pads, pair, size, window
@@ -49,8 +50,8 @@ class _Conv(Layer):
         self._window = window(name, kernel_size, stride, padding, dilation)
 
     def _init_params(self, shape: Shape, bias: bool, rng: Rng, dtype: Any) -> None:
-        rng = np.random.default_rng(rng)
-        bound = 1 / np.sqrt(fans(shape)[0])  # PyTorch's default: Kaiming-uniform with a = sqrt(5)
+        rng = generator(type(self).__name__, rng)
+        bound = 1 / math.sqrt(fans(shape)[0])  # PyTorch's default: Kaiming-uniform with a = sqrt(5)
         self.add_param("weight", uniform(shape, bound, rng, dtype))
         if bias:
             self.add_param("bias", uniform((self.out_channels,), bound, rng, dtype))

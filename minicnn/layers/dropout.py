@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.init import Rng
+from minicnn.init import Rng, generator
 from minicnn.layers.base import Layer
 from minicnn.shapes import number
 
@@ -27,7 +25,7 @@ class Dropout(Layer):
     def __init__(self, p: float = 0.5, rng: Rng = None) -> None:
         super().__init__()
         self.p = number("Dropout", "p", p, ge=0, le=1)
-        self.rng = np.random.default_rng(rng)
+        self.rng = generator("Dropout", rng)
 
     def forward(self, x: Array) -> tuple[Array, Any]:
         return ops.dropout_forward(x, self.p, self.training, self.rng)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.init import Rng, uniform
+from minicnn.init import Rng, generator, uniform
 from minicnn.layers.base import Layer, OpLayer, Param, Shape
 from minicnn.layers.summary import WHOLE, Field, Row
 from minicnn.shapes import integer, size
@@ -52,8 +53,8 @@ class Linear(Layer):
         super().__init__()
         self.in_features = integer("Linear", "in_features", in_features, 1)
         self.out_features = integer("Linear", "out_features", out_features, 1)
-        rng = np.random.default_rng(rng)
-        bound = 1 / np.sqrt(in_features)
+        rng = generator("Linear", rng)
+        bound = 1 / math.sqrt(in_features)
         self.add_param("weight", uniform((out_features, in_features), bound, rng, dtype))
         if bias:
             self.add_param("bias", uniform((out_features,), bound, rng, dtype))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.init import Rng
+from minicnn.init import Rng, generator
 from minicnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from minicnn.shapes import Pair, size
 
@@ -44,7 +44,7 @@ def mnist_cnn(
     After Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to
     document recognition", Proc. IEEE 1998.
     """
-    rng = np.random.default_rng(rng)
+    rng = generator("mnist_cnn", rng)
     features = [
         Conv2d(in_channels, 32, 5, rng=rng, dtype=dtype),
         ReLU(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.init import Rng
+from minicnn.init import Rng, generator
 from minicnn.layers import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
@@ -55,7 +55,7 @@ def resnet_small(
     K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016,
     arXiv:1512.03385.
     """
-    rng = np.random.default_rng(rng)
+    rng = generator("resnet", rng)
 
     def conv(inside: int, out: int, kernel: int, stride: int = 1) -> list[Layer]:
         # Batch-norm takes any constant out again, so that a bias would do nothing.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.init import Rng
+from minicnn.init import Rng, generator
 from minicnn.layers import BatchNorm2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential
 from minicnn.shapes import size
 
@@ -48,7 +48,7 @@ def vgg_small(
     K. Simonyan, A. Zisserman, "Very deep convolutional networks for large-scale image
     recognition", ICLR 2015, arXiv:1409.1556; with the batch-norm that came later.
     """
-    rng = np.random.default_rng(rng)
+    rng = generator("vgg", rng)
     layers: list[Layer] = []
     channels = in_channels
     for width in widths:

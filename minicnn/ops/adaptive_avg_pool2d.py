@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
-from minicnn.shapes import Pair, check_ndim, check_shape, pair
+from minicnn.shapes import Pair, check_ndim, check_pixels, check_shape, pair
+
+MOST_BINS = 1 << 16  # rows or columns
 
 
 class AdaptiveAvgPool2dCache(NamedTuple):
@@ -138,7 +140,7 @@ def adaptive_avg_pool2d_forward(x: Array, output_size: Any) -> tuple[Array, Adap
     x : array, shape (N, C, H, W), float32 or float64
         N may be 0; H and W may not.
     output_size : int, None, or pair of (int or None)
-        OH and OW, at least 1; None keeps the input's size.
+        OH and OW, 1 to 65,536; None keeps the input's size.
 
     Returns
     -------
@@ -178,7 +180,13 @@ def grid(op: str, output_size: Any, size: Pair) -> Pair:
     wanted = (None, None) if output_size is None else output_size
     if isinstance(wanted, Sequence) and len(wanted) == 2:
         wanted = tuple(given if w is None else w for w, given in zip(wanted, size))
-    return pair(op, "output_size", wanted, 1)
+    places = pair(op, "output_size", wanted, 1)
+    if max(places) > max(MOST_BINS, *size):
+        raise ValueError(
+            f"{op}: output_size: expected at most {MOST_BINS:,} rows and columns, got {places}"
+        )
+    check_pixels(op, "output_size", *places)
+    return places
 
 
 def adaptive_avg_pool2d_backward(dy: Array, cache: AdaptiveAvgPool2dCache) -> Array:

@@ -32,7 +32,7 @@ import numpy as np
 from minicnn.backend import Array, Version, array_module, as_arrays, pick
 from minicnn.ops.conv2d import bias_gradient, blocks, by_group
 from minicnn.ops.im2col import col2im_numpy, im2col_numpy
-from minicnn.shapes import Pair, Window, check_ndim, check_shape, integer, pads, pair
+from minicnn.shapes import Pair, Window, check_ndim, check_pixels, check_shape, integer, pads, pair
 
 
 class ConvTranspose2dCache(NamedTuple):
@@ -308,6 +308,7 @@ def _output_size(win: Window, H: int, W: int, output_padding: Pair) -> Pair:
             f"conv_transpose2d: padding: expected an output of at least 1x1, got {OH}x{OW} "
             f"({CH}x{CW} less padding {win.padding} plus output_padding {output_padding})"
         )
+    check_pixels("conv_transpose2d", "stride", CH + output_padding[0], CW + output_padding[1])
     return OH, OW
 
 

@@ -15,15 +15,21 @@ import hashlib
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite.binding import parse_assembly
 from numba.core.caching import FunctionCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu_options import ParallelOptions
+from numba.core.registry import CPUDispatcher, cpu_target
 
 from minicnn.ops import vector
 
@@ -47,6 +53,7 @@ if _THREADS:
 lock = threading.RLock()  # held by whoever runs kernels; see `buffers`
 _arena = np.empty(0, np.uint8)
 _warned = False
+_missing: list[Callable[[], None]] = []  # what `when_missing` is to call
 _used = False  # kernels have run in this process
 _forked = False  # it is a copy of one in which they had
 
@@ -54,25 +61,123 @@ _forked = False  # it is a copy of one in which they had
 def kernel(parallel: bool = False, inline: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function on its first call, without the interpreter.
 
-    Arithmetic is IEEE: no fastmath, and a division by zero gives an infinity. With `inline`, LLVM
-    puts the function into its callers: a call costs some 0.1 us where a plan of many arrays is
-    handed over. A parallel kernel does in parallel what `numba.prange` says, and nothing else.
+    Arithmetic is IEEE: no fastmath, and a division by zero gives an infinity. A parallel kernel
+    does in parallel what `numba.prange` says, and nothing else. One that is not parallel becomes a
+    part of those that call it; with `inline`, LLVM always puts it there: a call costs some 0.1 us
+    where a plan of many arrays is handed over.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher: Any = numba.njit(
-            function,
-            parallel=PRANGE_ALONE if parallel else False,
-            forceinline=inline,
-            error_model="numpy",
-        )
-        try:
-            dispatcher._cache = _Cache(function)
-        except (RuntimeError, OSError, AttributeError) as error:
-            _warn_uncached(error)
-        return dispatcher
+        def dispatcher(whole: bool) -> Any:
+            made: Any = numba.njit(
+                function,
+                parallel=PRANGE_ALONE if parallel else False,
+                forceinline=inline,
+                error_model="numpy",
+                no_cfunc_wrapper=True,
+                no_cpython_wrapper=not whole,
+            )
+            compile_ = made.compile
+
+            def compile_quickly(signature: Any) -> Any:
+                with _compiling(whole):
+                    return compile_(signature)
+
+            made.compile = compile_quickly
+            if whole:
+                try:
+                    made._cache = _Cache(function)
+                except (RuntimeError, OSError, AttributeError) as error:
+                    _warn_uncached(error)
+            return made
+
+        if parallel:
+            return dispatcher(whole=True)
+        part = dispatcher(whole=False)
+        part.__class__ = _Part
+        part.alone = cache(lambda: dispatcher(whole=True))
+        return part
 
     return decorate
+
+
+# ---------------------------------------------------------------- compiling
+
+
+@contextmanager
+def when_missing(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` before the first kernel in the block that the disk cache lacks is compiled."""
+    _missing[:] = [action]
+    try:
+        yield
+    finally:
+        _missing.clear()
+
+
+class _Part(CPUDispatcher):
+    """A kernel that becomes part of others; called from Python, it is compiled by itself."""
+
+    alone: Callable[[], Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.alone()(*args)
+
+
+@contextmanager
+def _compiling(whole: bool) -> Iterator[None]:
+    """Let the compiler optimise and emit whole kernels, and leave out their parts.
+
+    Numba makes machine code of every function, and optimises it again within each function that
+    calls it. What only becomes a part of a kernel needs neither: that halves the time.
+    """
+    codegen = cpu_target.target_context.codegen()
+    with global_compiler_lock:
+        usual, codegen._library_class = codegen._library_class, _Whole if whole else _Library
+        try:
+            yield
+        finally:
+            codegen._library_class = usual
+
+
+class _Library(JITCodeLibrary):
+    """The code of a part: as the front end makes it, to be linked into kernels."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _is_part(self) -> bool:
+        return True
+
+    def _optimize_final_module(self) -> None:
+        if not self._is_part():
+            passes, builder = self._codegen._module_pass_manager()
+            passes.run(self._final_module, builder)
+
+    def _finalize_final_module(self) -> None:
+        if not self._is_part():
+            super()._finalize_final_module()
+            return
+        # Numba writes to a global of each function, its environment: no more than that is needed.
+        module = parse_assembly(str(self._codegen._create_empty_module(self.name)))
+        names = [g.name for g in self._final_module.global_variables if "NumbaEnv" in g.name]
+        lines = (f'@"{name}" = common global i8* null' for name in names)
+        module.link_in(parse_assembly("\n".join(lines)))
+        self._finalize_dynamic_globals()
+        cleanup = self._codegen._add_module(module)
+        if cleanup:
+            weakref.finalize(self, cleanup)
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        self._ensure_finalized()
+        return 0 if self._is_part() else super().get_pointer_to_function(name)
+
+
+class _Whole(_Library):
+    """The code of a kernel, or of a loop in it that runs in parallel, which is a part of it."""
+
+    def _is_part(self) -> bool:
+        return "parfor" in self.name or "ufunc" in self.name
 
 
 class _Cache(FunctionCache):
@@ -82,11 +187,14 @@ class _Cache(FunctionCache):
         return (*super()._index_key(sig, codegen), _FINGERPRINT)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception as error:  # a damaged file raises anything that pickle can raise
             _warn_uncached(error)
-            return None
+        if found is None and _missing:
+            _missing.pop()()
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -143,26 +251,96 @@ def buffers(dtype: Any, *sizes: int) -> Iterator[list[np.ndarray]]:
         In a process that was forked after kernels had run: it lacks the threads that these
         started, and Numba would kill it or wait for them for ever.
     """
-    global _arena, _used
+    with lock:
+        _enter()
+        yield _lend(dtype, *sizes)
+
+
+def _enter() -> None:
+    global _used
     if _forked:
         raise RuntimeError(
             "numba: expected a process that was started, got one forked after kernels had run, "
             "whose threads are missing (fix: multiprocessing.get_context('spawn'), or "
             "minicnn.use('numpy') in the child)"
         )
-    step = np.dtype(dtype).itemsize
-    lengths = [-(-size * step // ALIGN) * ALIGN for size in sizes]
-    with lock:
-        _used = True
-        if _arena.size < sum(lengths) + ALIGN:
-            _arena = np.empty(0, np.uint8)  # free the old one first
-            _arena = np.empty(sum(lengths) + ALIGN, np.uint8)
-        start = -_arena.ctypes.data % ALIGN
-        arrays = []
-        for size, length in zip(sizes, lengths):
-            arrays.append(_arena[start : start + size * step].view(dtype))
-            start += length
-        yield arrays
+    _used = True
+
+
+def _lend(dtype: Any, *sizes: int) -> list[np.ndarray]:
+    return [rows[0, :size] for rows, size in zip(_lend_rows(dtype, [(1, s) for s in sizes]), sizes)]
+
+
+def _lend_rows(dtype: Any, sizes: Sequence[tuple[Any, ...]]) -> list[np.ndarray]:
+    """Lend arrays of (rows, numbers in each) or of (rows, numbers, dtype).
+
+    A row is a whole number of cache lines, so that no two threads write to the same one.
+    """
+    global _arena
+    shapes = []
+    for rows, size, *other in sizes:
+        kind = np.dtype(other[0] if other else dtype)
+        shapes.append((rows, -(-size * kind.itemsize // ALIGN) * ALIGN, kind))
+    need = sum(rows * length for rows, length, _ in shapes) + ALIGN
+    if _arena.size < need:
+        _arena = np.empty(0, np.uint8)  # free the old one first
+        _arena = np.empty(need, np.uint8)
+    start = -_arena.ctypes.data % ALIGN
+    arrays = []
+    for rows, length, kind in shapes:
+        arrays.append(_arena[start : start + rows * length].view(kind).reshape(rows, -1))
+        start += rows * length
+    return arrays
+
+
+class Call:
+    """A kernel with its arguments, made once to be run many times.
+
+    Parameters
+    ----------
+    kernel : dispatcher
+    args : sequence
+        The first is the input, see `on`.
+    dtype : dtype
+    scratch : sequence of (int, int) or (int, int, dtype)
+        Rows and numbers in each of scratch arrays, which become the last arguments. Their rows may
+        be longer, and their contents are arbitrary.
+    shaped : callable, optional
+        Makes the last arguments out of the scratch arrays.
+    before : callable, optional
+        Run each time before the kernel.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        args: Sequence[Any],
+        dtype: Any = np.float32,
+        scratch: Sequence[tuple[Any, ...]] = (),
+        shaped: Callable[..., Sequence[Any]] = lambda *arrays: arrays,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self._kernel, self._own, self._before = kernel, list(args), before
+        self._scratch = dtype, scratch, shaped
+        self._arena: Any = None
+
+    def on(self, x: np.ndarray) -> Call:
+        """Take another input of the same shape and dtype."""
+        self._own[0] = flat(x)
+        self._arena = None
+        return self
+
+    def __call__(self) -> Any:
+        """Run the kernel and return what it returns; another thread's turn is waited for."""
+        with lock:
+            _enter()
+            if self._arena is not _arena:
+                dtype, scratch, shaped = self._scratch
+                self._args = (*self._own, *shaped(*_lend_rows(dtype, scratch)))
+                self._arena = _arena
+            if self._before is not None:
+                self._before()
+            return self._kernel(*self._args)
 
 
 def flat(a: np.ndarray) -> np.ndarray:

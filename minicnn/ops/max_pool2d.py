@@ -157,11 +157,29 @@ def _backward_numpy(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Win
     return dx.reshape(x_shape)
 
 
+# ---------------------------------------------------------------- numba (see window_numba.py)
+
+
+def _forward_numba(x: Array, win: Window) -> tuple[Array, Array]:
+    from minicnn.ops import window_numba  # imports Numba: only when asked for
+
+    if win.kernel[0] * win.kernel[1] > window_numba.TAPS:
+        return _forward_numpy(x, win)
+    return window_numba.max_pool_forward(x, win)
+
+
+def _backward_numba(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import window_numba
+
+    return window_numba.max_pool_backward(dy, winner, x_shape)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 

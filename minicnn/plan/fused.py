@@ -22,29 +22,36 @@ WINOGRAD_PIXELS = 1024  # of the output, from which transforming the filters pay
 class ReLUStage(Stage):
     """ReLU by itself, in any layout."""
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         y = self.buffer("y", x.data.shape, x.data.dtype)
-        last.relu(x.data, y)
-        self._y = Maps(y, x.channels)
-        return self._y
+        self._x, self._y = x.data, y
+        return Maps(y, x.channels)
+
+    def compute(self, training: bool) -> None:
+        last.relu(self._x, self._y)
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         dx = self.buffer("dx", dy.data.shape, dy.data.dtype)
-        last.relu_gradient(dy.data, self._y.data, dx)
+        last.relu_gradient(dy.data, self._y, dx)
         return Maps(dx, dy.channels)
 
 
 class NormStage(Stage):
     """Batch-norm, and the ReLU after it in the same pass."""
 
-    def forward(self, x: Maps, training: bool) -> Maps:
-        layer = self.layers[0]
+    def prepare(self, x: Maps, training: bool) -> Maps:
         self._came, x = x, self.last(x)
-        relu = len(self.layers) == 2
+        N, H, W, _ = x.data.shape
+        if training and N * H * W < 2:
+            self.layers[0].forward(self.first(x, "refused"))  # says why one pixel has no variance
+        self._x, self._y = x, self.buffer("y", x.data.shape, x.data.dtype)
+        self._moments = np.zeros(x.channels), np.ones(x.channels)
+        return Maps(self._y, x.channels)
+
+    def compute(self, training: bool) -> None:
+        layer, x = self.layers[0], self._x
         C, (N, H, W, _) = x.channels, x.data.shape
         if training or not layer.buffers:
-            if N * H * W < 2 and training:
-                layer.forward(self.first(x, "refused"))  # says why one pixel has no variance
             mean, var = last.moments(x.data, C)
             if training:
                 layer.track(mean, var, N * H * W)
@@ -56,16 +63,15 @@ class NormStage(Stage):
         if layer.weight is not None:
             scale = scale * layer.weight
         bias = np.zeros(C) if layer.bias is None else layer.bias
-        y = self.buffer("y", x.data.shape, x.data.dtype)
-        last.normalise(x.data, mean, scale, bias, y, relu)
-        self._x, self._y, self._moments = x, y if relu else None, (mean, var)
-        return Maps(y, C)
+        last.normalise(x.data, mean, scale, bias, self._y, relu=len(self.layers) == 2)
+        self._moments = mean, var
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         layer = self.layers[0]
         dx = self.buffer("dx", dy.data.shape, dy.data.dtype) if need_dx else None
+        y = self._y if len(self.layers) == 2 else None
         dw, db = last.normalise_gradient(
-            self._x.data, dy.data, self._y, *self._moments, layer.eps, layer.weight, dx
+            self._x.data, dy.data, y, *self._moments, layer.eps, layer.weight, dx
         )
         for name, g in (("weight", dw), ("bias", db)):
             if name in layer.grads:
@@ -86,21 +92,21 @@ class PoolStage(Stage):
             and win.kernel[0] * win.kernel[1] <= 255
         )
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         self._came, x = x, self.last(x)
-        win = self.layers[0].window()
         N, H, W, P = x.data.shape
-        shape = (N, *win.output_size("max_pool2d", H, W), P)
-        y = self.buffer("y", shape, x.data.dtype)
+        shape = (N, *self.layers[0].window().output_size("max_pool2d", H, W), P)
+        self._x, self._y = x.data, self.buffer("y", shape, x.data.dtype)
         self._winner = self.buffer("winner", shape, np.uint8) if training else None
-        self._x_shape = x.data.shape
-        last.max_pool(x.data, win, y, self._winner)
-        return Maps(y, x.channels)
+        return Maps(self._y, x.channels)
+
+    def compute(self, training: bool) -> None:
+        last.max_pool(self._x, self.layers[0].window(), self._y, self._winner)
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         if not need_dx:
             return None
-        dx = self.buffer("dx", self._x_shape, dy.data.dtype)
+        dx = self.buffer("dx", self._x.shape, dy.data.dtype)
         last.max_pool_gradient(dy.data, self._winner, self.layers[0].window(), dx)
         return self.like(self._came, Maps(dx, dy.channels))
 
@@ -108,17 +114,19 @@ class PoolStage(Stage):
 class MeanStage(Stage):
     """The mean over each map: AdaptiveAvgPool2d(1)."""
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         self._came, x = x, self.last(x)
-        N, _, _, P = self._x_shape = x.data.shape
-        y = self.buffer("y", (N, 1, 1, P), x.data.dtype)
-        last.mean(x.data, y)
-        return Maps(y, x.channels)
+        N, _, _, P = x.data.shape
+        self._x, self._y = x.data, self.buffer("y", (N, 1, 1, P), x.data.dtype)
+        return Maps(self._y, x.channels)
+
+    def compute(self, training: bool) -> None:
+        last.mean(self._x, self._y)
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         if not need_dx:
             return None
-        dx = self.buffer("dx", self._x_shape, dy.data.dtype)
+        dx = self.buffer("dx", self._x.shape, dy.data.dtype)
         last.mean_gradient(dy.data, dx)
         return self.like(self._came, Maps(dx, dy.channels))
 
@@ -129,28 +137,31 @@ class ResidualStage(Stage):
     def __init__(self, named: Sequence[Named], body: list[Stage], shortcut: list[Stage]) -> None:
         super().__init__(named)
         self.body, self.shortcut = body, shortcut
+        self._relu = len(self.layers) == 2
 
     def walk(self) -> Iterator[Stage]:
         for stage in (*self.body, *self.shortcut):
             yield from stage.walk()
         yield self
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         self._came = x
         a = b = self.last(x)
         for stage in self.body:
-            a = stage.forward(a, training)
+            a = stage.prepare(a, training)
         for stage in self.shortcut:
-            b = stage.forward(b, training)
-        a, b = self.last(a, "body"), self.last(b, "shortcut")
-        y = self.buffer("y", a.data.shape, a.data.dtype)
-        relu = len(self.layers) == 2
-        last.add_maps(a.data, b.data, y, relu)
-        self._y = y if relu else None
-        return Maps(y, a.channels)
+            b = stage.prepare(b, training)
+        self._sum = a.data, b.data
+        self._y = self.buffer("y", a.data.shape, a.data.dtype)
+        return Maps(self._y, a.channels)
+
+    def compute(self, training: bool) -> None:
+        for stage in (*self.body, *self.shortcut):
+            stage.compute(training)
+        last.add_maps(*self._sum, self._y, self._relu)
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
-        if self._y is not None:
+        if self._relu:
             masked = self.buffer("dy", dy.data.shape, dy.data.dtype)
             last.relu_gradient(dy.data, self._y, masked)
             dy = Maps(masked, dy.channels)
@@ -195,9 +206,9 @@ class ConvStage(Stage):
             PoolStage.takes(layer) and win.stride == win.kernel and win.padding == ((0, 0), (0, 0))
         )
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         conv, pool = self.layers[0], self.pool_window.kernel
-        w, b, win = conv.weight, conv.bias, conv.window()
+        w, win = conv.weight, conv.window()
         F, L = len(w), lanes(w.dtype)
         self._came = x
         if x.last or conv.in_channels >= L:
@@ -208,39 +219,46 @@ class ConvStage(Stage):
         sizes = win.output_size("conv2d", H, W)
         self._map = (N, *sizes, round_up(F, L))  # before the pool
         shape = (N, sizes[0] // pool[0], sizes[1] // pool[1], round_up(F, L))
-        y = self.buffer("y", shape, w.dtype)
+        self._y = self.buffer("y", shape, w.dtype)
         self._winner = None
         if training and pool != (1, 1):
             self._winner = self.buffer("winner", shape, np.uint8)
         fast = self.winograd and x.last and N * sizes[0] * sizes[1] >= WINOGRAD_PIXELS
+        self._fast = fast and conv2d_winograd.takes_pool(pool)
         self._fast_back = fast and (w.shape[2] == 3 or pool == (1, 1))
-        if fast and conv2d_winograd.takes_pool(pool):
-            self.how = "numba, winograd"
-            conv2d_winograd.forward(
-                x.data, w, b, win, y, relu=self.relu, pool=pool, winner=self._winner
-            )
+        self.how = "numba, winograd" if self._fast else "numba"
+        return Maps(self._y, F)
+
+    def compute(self, training: bool) -> None:
+        conv, pool, x = self.layers[0], self.pool_window.kernel, self._x
+        w, b = conv.weight, conv.bias
+        if self._fast:
+            self.run(
+                "forward, winograd", conv2d_winograd.correlation, x.data, w=w, b=b,
+                win=conv.window(), y=self._y, relu=self.relu, pool=pool, winner=self._winner,
+            )  # fmt: skip
         else:
-            self.how = "numba"
             to = Layouts(x.last, True, self.relu, *pool)
-            conv2d_channels.correlate(
-                self._geometry(False, H, W), x.data, w, b, y, to, self._winner
-            )
-        self._y = y
-        return Maps(y, F)
+            self.run(
+                "forward", conv2d_channels.correlation, x.data, geometry=self._geometry(False),
+                w=w, b=b, y=self._y, to=to, winner=self._winner,
+            )  # fmt: skip
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         conv, pool = self.layers[0], self.pool_window.kernel
         w, win, x = conv.weight, conv.window(), self._x
         dw, db = conv.grads["weight"], conv.grads.get("bias")
+        if db is None:
+            db = self.buffer("db", (len(w),), w.dtype)
         dx = None
         if need_dx:
             dx = self.buffer("dx", x.data.shape, w.dtype)
         # Sparse: only the winners of the pool. A 3x3 kernel is faster whole by Winograd.
         if pool != (1, 1) and conv.groups == 1 and not self._fast_back and (x.last or dx is None):
-            bias = np.empty(len(w), w.dtype) if db is None else db
-            conv_block_numba.backward(
-                x.data, dy.data, self._winner, w, dw, bias, dx, win, pool, x_last=x.last
-            )
+            self.run(
+                "backward", conv_block_numba.gradients, x.data, dy=dy.data, winner=self._winner,
+                w=w, dw=dw, db=db, dx=dx, win=win, pool=pool, x_last=x.last,
+            )  # fmt: skip
             return None if dx is None else self.like(self._came, Maps(dx, x.channels))
         d = dy.data
         if pool != (1, 1):
@@ -249,26 +267,27 @@ class ConvStage(Stage):
         elif self.relu:
             d = self.buffer("dy", self._map, w.dtype)
             last.relu_gradient(dy.data, self._y, d)
-        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
         if self._fast_back:
-            conv2d_winograd.weight_gradient(x.data, d, win, dw)
-            if db is not None:
+            self.run("dw", conv2d_winograd.weight_gradients, x.data, dy=d, win=win, dw=dw)
+            if "bias" in conv.grads:
                 db[...] = last.channel_sums(d, len(w))
             if dx is not None:
-                conv2d_winograd.input_gradient(d, w, win, dx)
+                self.run("dx", conv2d_winograd.input_gradients, d, w=w, win=win, dx=dx)
         else:
-            bias = np.empty(len(w), w.dtype) if db is None else db
-            conv2d_channels.weight_gradient(
-                self._geometry(False, H, W), x.data, d, dw, bias, Layouts(x.last, True)
-            )
+            self.run(
+                "dw, direct", conv2d_channels.weight_gradients, x.data, dy=d, dw=dw, db=db,
+                geometry=self._geometry(False), to=Layouts(x.last, True),
+            )  # fmt: skip
             if dx is not None:
-                conv2d_channels.correlate(
-                    self._geometry(True, H, W), d, w, None, dx, Layouts(True, x.last)
-                )
+                self.run(
+                    "dx, direct", conv2d_channels.correlation, d, w=w, b=None, y=dx,
+                    geometry=self._geometry(True), to=Layouts(True, x.last),
+                )  # fmt: skip
         return None if dx is None else self.like(self._came, Maps(dx, x.channels))
 
-    def _geometry(self, adjoint: bool, H: int, W: int) -> Geometry:
-        conv = self.layers[0]
+    def _geometry(self, adjoint: bool) -> Geometry:
+        conv, x = self.layers[0], self._x
+        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
         return Geometry(
             adjoint, conv.in_channels, H, W, conv.out_channels, conv.window(), conv.groups
         )
@@ -286,23 +305,32 @@ class LinearStage(Stage):
         (self.linear,) = (layer for layer in self.layers if type(layer) is Linear)
         self.relu = type(self.layers[-1]) is ReLU
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         w = self.linear.weight
         self._came = x
         # Maps with channels in the lanes are read as they lie.
-        self._x = x.data if x.last else x.data.reshape(-1, w.shape[1])
-        y = self.buffer("y", (len(self._x), len(w)), w.dtype)
-        linear_numba.forward(self._x, w, self.linear.bias, y, relu=self.relu)
-        self._y = y
+        in_order = x.last or x.data.ndim == 2
+        self._x = x.data if in_order else x.data.reshape(-1, w.shape[1])
+        self._y = y = self.buffer("y", (len(self._x), len(w)), w.dtype)
         flat = x.last or type(self.layers[0]) is Flatten
         return Maps(y if flat else y.reshape(*x.data.shape[:-1], len(w)))
 
+    def compute(self, training: bool) -> None:
+        linear = self.linear
+        self.run(
+            "forward", linear_numba.outputs, self._x, w=linear.weight, b=linear.bias, y=self._y,
+            relu=self.relu,
+        )  # fmt: skip
+
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         w, grads = self.linear.weight, self.linear.grads
-        d = dy.data.reshape(self._y.shape)
+        d = dy.data if dy.data.shape == self._y.shape else dy.data.reshape(self._y.shape)
         dx = self.buffer("dx", self._x.shape, w.dtype) if need_dx else None
         y = self._y if self.relu else None
-        linear_numba.backward(d, self._x, w, grads["weight"], grads.get("bias"), dx, y=y)
+        self.run(
+            "backward", linear_numba.gradients, self._x, dy=d, w=w, dw=grads["weight"],
+            db=grads.get("bias"), dx=dx, y=y,
+        )  # fmt: skip
         if dx is None:
             return None
         came = self._came

@@ -19,6 +19,7 @@ import numpy as np
 from minicnn import backend
 from minicnn.backend import Array
 from minicnn.layers import Layer
+from minicnn.plan import ahead
 from minicnn.plan.buffers import Buffers, Maps
 from minicnn.plan.stages import PlainStage, Stage
 
@@ -70,13 +71,15 @@ class Plan:
             with backend.prefer("numpy"):  # without compiling
                 self._model(x[:1])  # the layers' own checks and messages
             self._seen.add(x.shape[1:])
-        maps = Maps(x)
-        for stage in self.stages:
-            maps = stage.forward(maps, training)
+        maps = first = Maps(x)
+        with ahead.helped(self.stages, first) if self.fused and training else nullcontext():
+            for stage in self.stages:
+                maps = stage.forward(maps, training)
         return self.stages[-1].first(maps)
 
     def backward(self, dy: Array) -> None:
         """Write the gradients of all parameters, in place of what was there."""
+        ahead.wait()
         maps: Any = Maps(dy)
         for i in reversed(range(len(self.stages))):
             maps = self.stages[i].backward(maps, need_dx=i > 0)

@@ -6,8 +6,10 @@ nothing to the mathematics: what it computes is what its layers compute one afte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from minicnn.backend import Array
 from minicnn.plan.buffers import Buffers, Maps
@@ -34,6 +36,10 @@ class Stage:
     def __init__(self, named: Sequence[Named]) -> None:
         self.named = list(named)
         self.buffers = Buffers()
+        self._calls: dict[str, tuple[Array, dict[str, Any], Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_calls": {}}  # kernels cannot be pickled, and are made again
 
     @property
     def layers(self) -> list[Any]:
@@ -50,6 +56,19 @@ class Stage:
 
     def forward(self, x: Maps, training: bool) -> Maps:
         """Return the output, which is valid until the next forward."""
+        y = self.prepare(x, training)
+        self.compute(training)
+        return y
+
+    def prepare(self, x: Maps, training: bool) -> Maps:
+        """Take the input and return the output with its contents yet to be computed.
+
+        `backward` can run after it, on whatever numbers are in the buffers: see `ahead`.
+        """
+        raise NotImplementedError
+
+    def compute(self, training: bool) -> None:
+        """Run the kernels of the forward."""
         raise NotImplementedError
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
@@ -62,6 +81,27 @@ class Stage:
     def buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an array of this stage, kept from call to call."""
         return self.buffers.get(name, shape, dtype)
+
+    def run(self, name: str, make: Callable[..., Any], x: Array, **rest: Any) -> None:
+        """Run ``make(x=x, **rest)()``, and keep what was made for the next time.
+
+        It is made anew if an array of the rest is another one, or anything else has changed. The
+        input `x` may be another array of the same shape.
+        """
+        if name in self._calls:
+            x_then, then, call = self._calls[name]
+            if (
+                x.shape == x_then.shape
+                and x.dtype == x_then.dtype
+                and all(a is then[key] or _equal(a, then[key]) for key, a in rest.items())
+            ):
+                if x is not x_then:
+                    self._calls[name] = x, then, call.on(x)
+                call()
+                return
+        call = make(x=x, **rest)
+        self._calls[name] = x, rest, call
+        call()
 
     def first(self, x: Maps, name: str = "first") -> Array:
         """Return the data in layout FIRST."""
@@ -90,12 +130,16 @@ class Stage:
         return self.last(a, "like") if x.last else Maps(self.first(a, "like"))
 
 
+def _equal(a: Any, b: Any) -> bool:
+    return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and a == b
+
+
 class PlainStage(Stage):
     """A layer as it is, op by op, in layout FIRST."""
 
     how = "one op at a time"
 
-    def forward(self, x: Maps, training: bool) -> Maps:
+    def prepare(self, x: Maps, training: bool) -> Maps:
         (layer,) = self.layers
         data = self.first(x)
         if not training:
@@ -103,6 +147,9 @@ class PlainStage(Stage):
         y, self._cache = layer.forward(data)
         self._x = x
         return Maps(y)
+
+    def compute(self, training: bool) -> None:
+        """Nothing is left to do: a layer makes its own output."""
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         (layer,) = self.layers

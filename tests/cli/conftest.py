@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from minicnn.cli import main
+from minicnn.config import MODELS
 from minicnn.data import Dataset, load_digits
 from minicnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
-from minicnn.runs import MODELS
 from minicnn.shapes import size
 
 SAMPLES = {"train": 600, "test": 200}
@@ -31,7 +31,7 @@ def first_digits(name, split):
 
 
 def patch(monkeypatch):
-    monkeypatch.setattr("minicnn.runs.load", first_digits)
+    monkeypatch.setattr("minicnn.config.load", first_digits)
     monkeypatch.setitem(MODELS, "mnist_cnn", small_cnn)
     monkeypatch.setitem(sys.modules, "cupy", None)  # --device auto is the CPU on every machine
 

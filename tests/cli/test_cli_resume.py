@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from minicnn import checkpoint, runs
+from minicnn import checkpoint, config
 from minicnn.runs import KeepRun, Run
 from minicnn.train import Trainer
 
@@ -156,7 +156,7 @@ def test_the_same_options_may_be_repeated(cli, tmp_path, undisturbed):
 
 def test_other_data_are_noticed(cli, tmp_path, monkeypatch):
     ended(cli, 2, signal.SIGINT)
-    load = runs.load
+    load = config.load
 
     def changed(name, split):
         data = load(name, split)
@@ -164,7 +164,7 @@ def test_other_data_are_noticed(cli, tmp_path, monkeypatch):
         x[-1, 0, 0, 0] += np.float32(1e-3)
         return data._replace(x=x)
 
-    monkeypatch.setattr(runs, "load", changed)
+    monkeypatch.setattr(config, "load", changed)
     status, _, err = cli("train", "--resume", "r")
     assert status == 1
     assert "digits (train): expected the data that the run in r began with, got others" in err

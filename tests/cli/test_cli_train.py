@@ -11,10 +11,11 @@ from PIL import Image
 
 from minicnn import checkpoint
 from minicnn.cli.text import picture
+from minicnn.config import MODELS
 from minicnn.data import Augment
 from minicnn.gpu.training import GpuSteps
 from minicnn.optim import SGD, Adam, AdamW, RMSprop
-from minicnn.runs import MODELS, Run
+from minicnn.runs import Run
 from minicnn.train import Trainer
 
 RED = "$a_{$"  # no formula, though Matplotlib could take it for one

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conformance import torch_suite
+from conformance import torch_layers, torch_suite
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_at_least_95_of_100_pass(kind, outcomes):
 
 def test_every_optimizer_passes_what_it_has_arguments_for(outcomes):
     samples = [o for o in outcomes if o.kind == "optimizer" and not o.error]
-    assert {o.name for o in samples if o.result == "passed"} == set(torch_suite.OPTIMIZERS)
+    assert {o.name for o in samples if o.result == "passed"} == set(torch_layers.OPTIMIZERS)
     assert {o.detail for o in samples if o.result != "passed"} <= {
         "the argument maximize of optimisers"
     }

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from minicnn import ops, use
+from minicnn import Conv2d, Linear, MaxPool2d, ops, use
 from minicnn.backend import VERSIONS
 
 RNG = np.random.default_rng(0)
@@ -102,25 +102,38 @@ def test_read_only_columns(name):
 # ------------------------------------------------------------ sizes
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: ops.conv2d_forward(
-            np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 1, 1, 1), np.float32), padding=2**31
-        ),
-        lambda: ops.im2col(np.zeros((1, 1, 2, 2), np.float32), 1, padding=2**31),
-        lambda: ops.col2im(np.zeros((1, 1), np.float32), (2**31, 2**31, 2, 2), 2),
-        lambda: ops.max_pool2d_forward(np.zeros((1, 1, 2, 2), np.float32), 2**31),
-        lambda: ops.conv_transpose2d_forward(
-            np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 1, 2, 2), np.float32), stride=2**62
-        ),
-    ],
-    ids=["conv2d", "im2col", "col2im", "max_pool2d", "conv_transpose2d"],
-)
-def test_sizes_beyond_64_bits_are_refused_at_once(call):
-    """2**62 and more elements: NumPy's own product would be 0 or negative, and pass."""
-    with pytest.raises((ValueError, MemoryError)):
-        call()
+PIXELS, TAPS = np.zeros((1, 1, 4, 4), np.float32), np.zeros((1, 1, 2, 2), np.float32)
+HUGE = {
+    "conv2d": lambda n: ops.conv2d_forward(PIXELS, TAPS, padding=n),
+    "conv2d, dilated": lambda n: ops.conv2d_forward(PIXELS, TAPS, dilation=n, padding=n),
+    "conv2d, strided": lambda n: ops.conv2d_forward(PIXELS, TAPS, stride=n, padding=n),
+    "conv_block": lambda n: ops.conv_block_forward(PIXELS, TAPS, padding=n),
+    "conv_transpose2d": lambda n: ops.conv_transpose2d_forward(PIXELS, TAPS, stride=n),
+    "conv_transpose2d, dilated": lambda n: ops.conv_transpose2d_forward(PIXELS, TAPS, dilation=n),
+    "conv_transpose2d, padded": lambda n: ops.conv_transpose2d_forward(
+        PIXELS, TAPS, stride=n, output_padding=n - 1
+    ),
+    "im2col": lambda n: ops.im2col(PIXELS, n, padding=n),
+    "col2im": lambda n: ops.col2im(np.zeros((4, 1), np.float32), (1, 1, n, n), 2, stride=n),
+    "col2im, images": lambda n: ops.col2im(np.zeros((4, 1), np.float32), (n, n, 2, 2), 2),
+    "max_pool2d": lambda n: ops.max_pool2d_forward(PIXELS, n),
+    "max_pool2d, padded": lambda n: ops.max_pool2d_forward(PIXELS, n, padding=n // 2),
+    "avg_pool2d": lambda n: ops.avg_pool2d_forward(PIXELS, n, padding=n // 2),
+    "adaptive_avg_pool2d": lambda n: ops.adaptive_avg_pool2d_forward(PIXELS, n),
+    "adaptive_avg_pool2d, rows": lambda n: ops.adaptive_avg_pool2d_forward(PIXELS, (n, 1)),
+    "Conv2d": lambda n: Conv2d(n, n, 1),
+    "Linear": lambda n: Linear(n, n),
+    "MaxPool2d": lambda n: MaxPool2d(n, padding=n // 2).output_shape((1, 1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("n", [2**20, 2**31, 2**32, 2**62, 2**64], ids="2^{}".format)
+@pytest.mark.parametrize("version", ["reference", "numpy", "numba"])
+@pytest.mark.parametrize("name", HUGE)
+def test_sizes_that_no_memory_holds_are_refused_at_once(name, version, n):
+    """2**32 squared is 0 for NumPy's product, and a loop over 2**31 places has no end."""
+    with use(version), pytest.raises(ValueError, match=r"^\w+: \w+: expected .*, got "):
+        HUGE[name](n)
 
 
 def test_a_shape_whose_product_wraps_to_zero():

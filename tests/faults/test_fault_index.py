@@ -52,10 +52,11 @@ FAULTS = {
     10: ("float16 or integer input", ("test_backend.py::test_bad_arrays_are_named",)),
     11: ("index outside an array inside Numba", (
         "faults/test_fault_arrays.py::test_kernels_stay_inside_their_arrays",
+        "faults/test_fault_memory.py::test_no_kernel_leaves_its_arrays",
         "ops/test_vector.py::test_every_access_is_checked_on_request",
     )),
     12: ("sizes that overflow int64", (
-        "faults/test_fault_arrays.py::test_sizes_beyond_64_bits_are_refused_at_once",
+        "faults/test_fault_arrays.py::test_sizes_that_no_memory_holds_are_refused_at_once",
         "faults/test_fault_arrays.py::test_a_shape_whose_product_wraps_to_zero",
         "test_shapes.py::test_sizes_are_python_integers_that_do_not_wrap",
     )),
@@ -140,7 +141,7 @@ FAULTS = {
         "gpu/test_parts.py::test_memory_is_given_back_before_parts_are_tried",
     )),
     30: ("two runs in one folder", (
-        "test_runs.py::test_the_second_process_is_told_of_the_first",
+        "test_locks.py::test_the_second_process_is_told_of_the_first",
         "test_runs.py::test_only_a_run_is_resumed_and_by_one_process",
     )),
 }  # fmt: skip

@@ -95,7 +95,7 @@ def mutate(
         return which, bytes(data)
     if rng.random() < 0.05:
         other = files[rng.integers(len(files))]
-        data[_at(data, rng) :] = other[int(rng.integers(len(other))) :]
+        data[_at(data, rng) :] = other[int(rng.integers(max(1, len(other)))) :]
     for _ in range(min(4, int(rng.geometric(0.6)))):
         if data:
             MUTATIONS[rng.integers(len(MUTATIONS))](data, rng)

@@ -12,6 +12,7 @@ import math
 import struct
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ import numpy as np
 import minicnn as mc
 from fuzz.mutations import mutate
 from minicnn import checkpoint
+from minicnn.config import MODELS, Config
 from minicnn.data.idx import read_idx, write_idx
-from minicnn.runs import CONFIG, HISTORY, MODELS, Config, Run
+from minicnn.runs import CONFIG, HISTORY, WEIGHTS, Run
 
 
 class Target(NamedTuple):
@@ -361,6 +363,30 @@ def _both(size: Any) -> list[int]:
     return size if isinstance(size, list) else [size, size]
 
 
+def run_files() -> list[bytes]:
+    return [config_files()[0]]
+
+
+@cache
+def run_weights() -> bytes:
+    config = Config("digits", tuple("0123456789"), 1, (28, 28))
+    return written("", lambda path: checkpoint.save(config.build(), path))
+
+
+def read_run(path: Path) -> Any:
+    """The network of a run whose config is damaged, and whose weights are whole."""
+    (path.parent / CONFIG).write_bytes(path.read_bytes())
+    if not (path.parent / WEIGHTS).exists():
+        (path.parent / WEIGHTS).write_bytes(run_weights())
+    return Run(path.parent).load_model().state_dict()
+
+
+def wrong_run(value: dict[str, np.ndarray], content: bytes, whole: bytes) -> str:
+    stored = decode_safetensors(run_weights())
+    same = {name: a.tobytes() for name, a in value.items()} == stored
+    return "" if same else "other weights than the file holds"
+
+
 def history_files() -> list[bytes]:
     with tempfile.TemporaryDirectory() as name:
         Run(name).write_history(
@@ -448,6 +474,7 @@ TARGETS: dict[str, Target] = {
         ".safetensors", weight_files, read_weights, wrong_weights, rewrite_header
     ),
     "config": Target(".json", config_files, read_config, wrong_config, rewrite_text),
+    "run": Target(".json", run_files, read_run, wrong_run, rewrite_text),
     "history": Target(".jsonl", history_files, read_history, wrong_history, rewrite_text),
     "onnx": Target(".onnx", onnx_files, read_onnx, wrong_onnx, rewrite_onnx),
 }

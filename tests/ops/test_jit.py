@@ -31,17 +31,17 @@ def cache_folder(monkeypatch, tmp_path):
 
 
 def test_compiled_code_is_kept_and_found(cache_folder, fresh_warning):
-    assert jit.kernel()(double)(21) == 42
+    assert jit.kernel()(double).alone()(21) == 42
     assert list(cache_folder.rglob("*.nbi"))
-    again = jit.kernel()(double)
+    again = jit.kernel()(double).alone()
     assert again(21) == 42
     assert sum(again.stats.cache_hits.values()) == 1
 
 
 def test_a_changed_vector_layer_is_compiled_anew(cache_folder, monkeypatch, fresh_warning):
-    assert jit.kernel()(double)(21) == 42
+    assert jit.kernel()(double).alone()(21) == 42
     monkeypatch.setattr(jit, "_FINGERPRINT", "another source")
-    again = jit.kernel()(double)
+    again = jit.kernel()(double).alone()
     assert again(21) == 42
     assert not again.stats.cache_hits
 
@@ -52,10 +52,10 @@ def test_no_place_for_a_cache_gives_one_warning(monkeypatch, fresh_warning):
 
     monkeypatch.setattr(jit._Cache, "__init__", nowhere)
     with pytest.warns(RuntimeWarning, match="cache fails: .*NUMBA_CACHE_DIR"):
-        first = jit.kernel()(double)
+        first = jit.kernel()(double).alone()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        second = jit.kernel()(double)
+        second = jit.kernel()(double).alone()
     assert (first(1), second(2.5)) == (2, 5.0)
 
 
@@ -63,18 +63,18 @@ def test_a_cache_that_cannot_be_written_gives_one_warning(monkeypatch, cache_fol
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    function = jit.kernel()(double)
+    function = jit.kernel()(double).alone()
     monkeypatch.setattr(jit.FunctionCache, "save_overload", full)
     with pytest.warns(RuntimeWarning, match="No space left"):
         assert function(21) == 42
 
 
 def test_a_damaged_cache_is_passed_over(cache_folder, fresh_warning):
-    assert jit.kernel()(double)(21) == 42
+    assert jit.kernel()(double).alone()(21) == 42
     for index in cache_folder.rglob("*.nbi"):
         index.write_bytes(index.read_bytes()[:-9])
     with pytest.warns(RuntimeWarning, match="cache fails"):
-        assert jit.kernel()(double)(21) == 42
+        assert jit.kernel()(double).alone()(21) == 42
 
 
 def test_buffers_are_aligned_disjoint_and_kept():
