@@ -12,12 +12,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicnn import ops
 from minicnn.backend import Array, array_module, cupy_or_error, is_cupy
 from minicnn.gpu import memory, update
 from minicnn.gpu.blas import Blas
@@ -48,7 +46,6 @@ class _Step:
         xp = array_module(x)
         self.x, self.y = xp.empty_like(x), xp.empty_like(y)
         self._steps, self._trainer = steps, steps.trainer
-        self._move: update.Mover | None = None
         self.recording = Recording(self._work, steps.stream, steps.blas)
 
     def _work(self) -> None:
@@ -62,68 +59,34 @@ class _Step:
             flat.fill(0)
         plan = GpuPlan(model, trainer.fused)
         outputs = plan.forward(self.x, training=True)
-        loss, gradient, samples, right = self._loss(outputs)
-        plan.accumulate(gradient)
-        self._finish(loss, samples, right)
-        grads = [g for _, _, g in params]
-        if trainer.clip_norm is not None:
-            grads = _clipped(grads, trainer.clip_norm)
-        if self._move is None:
-            self._move = update.mover(optimizer, params)
-        self._move(grads, steps.rates)
-        if running:
-            bad = tally[BAD] >= 0
-            for a, old in zip(running, before):
-                xp.copyto(a, old, where=bad)
+        forward, backward = trainer.loss
+        loss, cache = forward(outputs, self.y)
+        plan.accumulate(backward(xp.ones_like(loss), cache))
 
-    def _loss(self, outputs: Array) -> tuple[Array, Array, Array, Array]:
-        """Return loss, its gradient, how many samples count and how many are right."""
-        xp, y, (forward, backward) = array_module(outputs), self.y, self._trainer.loss
-        kernels = update.kernels("minicnn.ops.softmax_cupy")
-        if kernels is not None and _plain(self._trainer.loss, outputs, y, kernels.MOST_ROWS):
-            return kernels.labelled(outputs, y)
-        loss, cache = forward(outputs, y)
-        gradient = backward(xp.ones_like(loss), cache)
-        counts = (xp.asarray(n, np.int64) for n in (counted(y), correct(outputs, y)))
-        return loss, gradient, *counts
-
-    def _finish(self, loss: Array, samples: Array, right: Array) -> None:
-        """Keep count, and tell the update whether to go on: are loss and gradients finite?"""
-        steps, kernels = self._steps, update.kernels("minicnn.optim_cupy")
-        if kernels is not None and len(steps.flat) == 1:
-            ((dtype, flat),) = steps.flat.items()
-            loss = loss.astype(dtype, copy=False)
-            kernels.finish_step(flat, loss, samples, right, steps.rates[dtype], steps.tally)
-            return
-        xp, tally = array_module(loss), steps.tally
         finite = xp.isfinite(loss)
         for flat in steps.flat.values():
             finite = finite & xp.isfinite(flat).all()
         tally[BAD] = xp.where(finite | (tally[BAD] >= 0), tally[BAD], tally[STEPS])
         good = tally[BAD] < 0
+        grads = [g for _, _, g in params]
+        if trainer.clip_norm is not None:
+            grads = _clipped(grads, trainer.clip_norm)
         for rates in steps.rates.values():
             rates[0] = good
+        update.move(optimizer, grads, steps.rates)
+        for a, old in zip(running, before):
+            xp.copyto(a, old, where=~good)
+        self._count(outputs, loss, good)
+
+    def _count(self, outputs: Array, loss: Array, good: Array) -> None:
+        tally, y, xp = self._steps.tally, self.y, array_module(outputs)
         loss = loss.astype(np.float64)
-        tally[CORRECT] += xp.where(good, right, 0)
+        samples = counted(y)
+        tally[CORRECT] += xp.where(good, correct(outputs, y), 0)
         tally[SAMPLES] += xp.where(good, samples, 0)
         tally[LOSS] += xp.where(good, loss * samples, 0)
         tally[LAST] = loss
         tally[STEPS] += 1
-
-
-def _plain(loss: tuple[Any, Any], outputs: Array, y: Array, most: int) -> bool:
-    """Tell whether this is the mean cross-entropy of one label a row, without smoothing."""
-    forward, backward = loss
-    if isinstance(forward, partial) and not forward.args:
-        plain = set(forward.keywords.items()) <= {("label_smoothing", 0.0)}
-        forward = forward.func if plain else None
-    return (
-        (forward, backward) == (ops.cross_entropy_forward, ops.cross_entropy_backward)
-        and outputs.ndim == 2
-        and y.shape == outputs.shape[:1]
-        and y.dtype == np.int64
-        and len(y) <= most
-    )
 
 
 def _clipped(grads: list[Array], max_norm: float) -> list[Array]:

@@ -9,8 +9,6 @@ gradient was not finite: the host learns of it later.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from minicnn.backend import Array, array_module
@@ -78,51 +76,20 @@ RULES: dict[type, Rule] = {
 }
 
 
-Mover = Callable[[Sequence[Array], dict[Any, Array]], None]
-
-
-def mover(optimizer: Optimizer, params: Sequence[tuple[str, Array, Array]]) -> Mover:
-    """Return what changes all parameters and the optimiser's state, by kernels where there are.
+def move(optimizer: Optimizer, grads: Sequence[Array], rates: dict[Any, Array]) -> None:
+    """Change all parameters and the optimiser's state, unless this is a step to leave out.
 
     Parameters
     ----------
     optimizer : Optimizer
         Of a type in RULES.
-    params : sequence of (name, parameter, gradient)
-
-    Returns
-    -------
-    callable
-        Called with the gradients as they are to be used, in the order of the parameters, and for
-        each dtype the array `rates`, shape (RATES,).
+    grads : sequence of array
+        As they are to be used, in the order of the parameters.
+    rates : dict of dtype to array, shape (RATES,)
+        For the parameters of each dtype.
     """
-    found = kernels("minicnn.optim_cupy")
-    if found is None:
-        return lambda grads, rates: move(optimizer, params, grads, rates)
-    updates = {
-        dtype: found.Update(
-            optimizer,
-            [(p, g, optimizer.state_of(name)) for name, p, g in params if p.dtype == dtype],
-        )
-        for dtype in dict.fromkeys(p.dtype for _, p, _ in params)
-    }
-
-    def launch(grads: Sequence[Array], rates: dict[Any, Array]) -> None:
-        for dtype, launched in updates.items():
-            launched(rates[dtype])
-
-    return launch
-
-
-def move(
-    optimizer: Optimizer,
-    params: Sequence[tuple[str, Array, Array]],
-    grads: Sequence[Array],
-    rates: dict[Any, Array],
-) -> None:
-    """Change all parameters and the optimiser's state, array by array."""
     rule = RULES[type(optimizer)]
-    for (name, p, _), g in zip(params, grads):
+    for (name, p, _), g in zip(optimizer.model.named_params(), grads):
         state, t, r = optimizer.state_of(name), optimizer.scratch_of(name), rates[p.dtype]
         kept = {key: a.copy() for key, a in state.items()}
         before = p.copy()
@@ -130,8 +97,3 @@ def move(
         stop, xp = r[0] == 0, array_module(p)
         for a, old in ((p, before), *((state[key], old) for key, old in kept.items())):
             xp.copyto(a, old, where=stop)
-
-
-def kernels(name: str) -> Any:
-    """Return the module of kernels with this name, if this installation has it."""
-    return import_module(name) if find_spec(name) else None

@@ -34,7 +34,7 @@ from minicnn import (
     use,
 )
 from minicnn.backend import is_cupy
-from minicnn.gpu import training, update
+from minicnn.gpu import training
 from minicnn.optim import Adam, Optimizer
 from minicnn.schedules import CosineLR
 from minicnn.train import Callback, NonFiniteError, predict
@@ -43,7 +43,7 @@ from minicnn.train import Callback, NonFiniteError, predict
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_fit_equals_the_cpu(cupy, by, optimizer):
+def test_fit_equals_the_cpu(cupy, optimizer):
     here, there = trainers(optimizer=optimizer, schedule=CosineLR(0.05, 15), clip_norm=0.5)
     both(here, there, (data(70), data(30, 1)))  # 4 batches of 16 and one of 6
     assert_alike(here, there)
@@ -235,14 +235,7 @@ def ignore_all(x, y):
     y[:] = -100
 
 
-@pytest.fixture(params=["kernels", "arrays"])
-def by(request, monkeypatch):
-    """Whether kernels of their own check a step and make its update, or one array after another."""
-    if request.param == "arrays":
-        monkeypatch.setattr(update, "kernels", lambda name: None)
-
-
-@pytest.mark.parametrize("read_every", [3, 64])
+@pytest.mark.parametrize("read_every", [1, 3, 64])
 @pytest.mark.parametrize("epoch", [0, 2])
 @pytest.mark.parametrize(
     ("poison", "error", "message"),
@@ -252,7 +245,7 @@ def by(request, monkeypatch):
     ],
 )
 def test_a_bad_batch_stops_training_where_it_came(
-    cupy, by, monkeypatch, poison, error, message, epoch, read_every
+    cupy, monkeypatch, poison, error, message, epoch, read_every
 ):
     """However late the host reads, model and position are as the bad step found them."""
     monkeypatch.setattr(training, "READ_EVERY", read_every)

@@ -25,9 +25,7 @@ def test_it_moves_as_step_does_or_not_at_all(cupy, optimizer, dtype):
             recorded.step_count += 1
         numbers = [go, *update.RULES[type(recorded)].rates(recorded)]
         rates[np.dtype(dtype)].set(np.array(numbers, dtype))
-        params = list(pair[1].named_params())
-        mover = update.mover(recorded, params)
-        mover([g for _, _, g in params], rates)
+        update.move(recorded, [g for _, _, g in pair[1].named_params()], rates)
         for a, b in (
             (pair[0].state_dict(), pair[1].state_dict()),
             (plain.state_dict(), recorded.state_dict()),
