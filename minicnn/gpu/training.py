@@ -10,7 +10,8 @@ step began and makes it again the plain way, which raises the error that it dese
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,6 +136,8 @@ class GpuSteps:
         self.trainer = trainer
         self.why = ""
         self.stream = cupy.cuda.Stream()
+        self._cupy = cupy
+        self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
         self.blas = Blas(self.stream)
         self.tally: Array = None  # made with the rest, where memory is known to suffice
         self.rates: dict[Any, Array] = {}
@@ -247,7 +250,7 @@ class GpuSteps:
 
     def _flatten(self) -> None:
         """Let the gradients lie one behind the other, so that one kernel reaches them all."""
-        xp, layers = cupy_or_error(), {}
+        xp, layers = self._cupy, {}
         self.tally = xp.zeros(TALLY)
         for _, layer in self.trainer.model.modules():
             layers[id(layer)] = layer
@@ -280,7 +283,7 @@ class GpuSteps:
         before = [] if step.recording.rehearsed else [a.copy() for a in running]
         done = False
         try:
-            with self.stream:
+            with self._in_turn():
                 step.x[...], step.y[...] = x, y
                 for dtype, rates in self.rates.items():
                     rates.set(np.array([0, *numbers], dtype))
@@ -305,6 +308,17 @@ class GpuSteps:
             if self._position is not None:
                 self._position.batch += 1
         return done
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Work on the stream of the recorded steps, between what the caller's stream does."""
+        outside, (before, after) = self._cupy.cuda.get_current_stream(), self._events
+        before.record(outside)
+        self.stream.wait_event(before)
+        with self.stream:
+            yield
+        after.record(self.stream)
+        outside.wait_event(after)
 
     def _give_up(self, why: str) -> None:
         if "StreamCapture" in why:
@@ -331,7 +345,7 @@ class GpuSteps:
         if at is None:
             raise RuntimeError("a step is queued before there is a position to count it in")
         self._start = at.batch
-        with self.stream:
+        with self._in_turn():
             self.tally.set(np.array([at.loss, at.samples, at.correct, -1, 0, 0], np.float64))
 
     def read(self) -> float | None:
