@@ -14,7 +14,7 @@ and take element offsets, so that one flat array holds any layout:
     lane(v)                         the number in the first lane
     zero(a)                         a vector of zeros of a's type
     lane_count(a)                   L, the lanes of a vector of a's type
-    load_part(a, i, n, v)           a[i : i + n] in the first n lanes, v in the others
+    load_part(a, i, n, v)           a[i : i + n] in the first n lanes (all if n > L), else v's
     store_part(a, i, n, v)          the first n lanes alone; memory beyond is not touched
     add, sub, mul, div, sqrt(x), fma(x, y, z)    lane by lane; fma is x * y + z, rounded once
     exp(x), expm1(x), log(x)        within 2 units in the last place
