@@ -1,144 +1,152 @@
-"""Time conv2d: all versions and PyTorch, forward and both gradients, interleaved in one run.
+"""Time conv2d: forward and both gradients, all versions, PyTorch, JAX and a course-style im2col.
 
-First every contender's results are compared; only then are they timed. PyTorch runs eagerly, with
-NCHW and with channels_last arrays, and its better total counts; ratios are ours to that.
+Through the op, arrays are NCHW. "channels-last" runs the same kernels on channels-last arrays that
+exist already, as the fused path of Trainer does.
+
+    python benchmarks/conv2d.py --only "3x3 64"
+    python benchmarks/conv2d.py --only depthwise --repeats 30 --json conv2d.json
+    python benchmarks/conv2d.py --peers none               minicnn alone: share of the FMA peak
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import contest
 import harness
+import numpy as np
+from peers import course_conv2d
 
-CASES = {  # batch, channels, filters, rows and columns, kernel, padding, groups
-    "3x3 64 to 64, 32x32": (64, 64, 64, 32, 3, 1, 1),
-    "3x3 128 to 128, 16x16": (64, 128, 128, 16, 3, 1, 1),
-    "3x3 256 to 256, 8x8": (64, 256, 256, 8, 3, 1, 1),
-    "5x5 1 to 32, 28x28": (64, 1, 32, 28, 5, 0, 1),
-    "5x5 32 to 64, 12x12": (64, 32, 64, 12, 5, 0, 1),
-    "depthwise 3x3 128, 16x16": (64, 128, 128, 16, 3, 1, 128),
-    "depthwise 3x3 128, 32x32": (64, 128, 128, 32, 3, 1, 128),
+from minicnn import ops
+from minicnn.shapes import window
+
+
+class Case(NamedTuple):
+    """Square images and kernels."""
+
+    N: int
+    C: int
+    F: int
+    H: int
+    K: int
+    padding: int = 0
+    groups: int = 1
+    stride: int = 1
+
+
+CASES = {
+    "3x3 64 to 64, 32x32": Case(64, 64, 64, 32, 3, 1),
+    "3x3 128 to 128, 16x16": Case(64, 128, 128, 16, 3, 1),
+    "3x3 256 to 256, 8x8": Case(64, 256, 256, 8, 3, 1),
+    "5x5 1 to 32, 28x28": Case(64, 1, 32, 28, 5),
+    "5x5 32 to 64, 12x12": Case(64, 32, 64, 12, 5),
+    "1x1 256 to 256, 16x16": Case(64, 256, 256, 16, 1),
+    "3x3 stride 2, 64 to 128, 32x32": Case(64, 64, 128, 32, 3, 1, stride=2),
+    "depthwise 3x3 128, 16x16": Case(64, 128, 128, 16, 3, 1, 128),
+    "depthwise 3x3 128, 32x32": Case(64, 128, 128, 32, 3, 1, 128),
+    "grouped 3x3 128, 8 groups, 16x16": Case(64, 128, 128, 16, 3, 1, 8),
 }
-PASSES = ("forward", "dx", "dw")
-Contender = dict[str, Callable[[], Any]]  # pass to call; a "backward" stands for dx and dw
 
 
-def main() -> None:
-    args = harness.arguments(__doc__)
-    threads = harness.use_threads(args.threads)
-    harness.headline(threads)
-    peak = harness.fma_peak(threads)
-    print(f"FMA peak, float32: {peak:.0f} GFLOP/s")
-    cases = {
-        name: bench(name, case, args, peak) for name, case in CASES.items() if args.only in name
-    }
-    harness.save(args, {"threads": threads, "fma_peak_gflops": peak, "cases": cases})
+def make(case: Case, args: argparse.Namespace) -> contest.Contest:
+    N, C, F, H, K, padding, groups, stride = case
+    x, b = contest.draw(0, (N, C, H, H)), contest.draw(1, (F,))
+    w = contest.draw(2, (F, C // groups, K, K))
+    options = {"stride": stride, "padding": padding, "groups": groups}
 
+    def torch_function(x: Any, w: Any, b: Any) -> Any:
+        return harness.optional("torch").nn.functional.conv2d(x, w, b, **options)
 
-def bench(
-    name: str, case: tuple[int, ...], args: argparse.Namespace, peak: float
-) -> dict[str, Any]:
-    contenders, check, warm_up = contend(case)
-    check()
-    calls = {(c, p): call for c, passes in contenders.items() for p, call in passes.items()}
-    seconds = harness.measure(calls, args.repeats)
-    times = {c: {p: seconds[c, p] for p in passes} for c, passes in contenders.items()}
-    N, C, F, H, K, padding, groups = case
-    flop = 2 * N * F * C // groups * K * K * (H + 2 * padding - K + 1) ** 2
-    print(f"\n{name}, batch {N}: {flop / 1e9:.2f} GFLOP a pass")
-    print(f"  numba warm-up, compilation included unless cached: {warm_up:.2f} s")
-    for contender, passes in times.items():
-        each = "  ".join(f"{p} {1e3 * t:7.2f} ms" for p, t in passes.items())
-        print(f"  {contender:24} {each}")
-    totals = {c: sum(passes.values()) for c, passes in times.items()}
-    shown = {c: t for c, t in totals.items() if c != "numpy"}
-    return {
-        "passes": times,
-        "warm_up_seconds": warm_up,
-        **{
-            ours: harness.show("total", shown, ours, 3 * flop, peak)
-            for ours in ("numba", "winograd")
-            if ours in shown
-        },
-    }
+    def jax_function(x: Any, w: Any, b: Any) -> Any:
+        lax = harness.optional("jax").lax
+        pads = [(padding, padding)] * 2
+        y = lax.conv_general_dilated(x, w, (stride, stride), pads, feature_group_count=groups)
+        return y + b[:, None, None]
 
-
-def contend(case: tuple[int, ...]) -> tuple[dict[str, Contender], Callable[[], None], float]:
-    """Return the contenders of one case, a check that they agree, and Numba's warm-up time."""
-    import numpy as np
-    import torch
-
-    from minicnn.ops import conv2d
-    from minicnn.shapes import window
-
-    N, C, F, H, K, padding, groups = case
-    rng = np.random.default_rng(0)
-    x, w, b = (
-        rng.standard_normal(shape, dtype=np.float32)
-        for shape in ((N, C, H, H), (F, C // groups, K, K), (F,))
+    win = window("benchmark", K, stride, padding)
+    winograd = groups == 1 and stride == 1 and K in (3, 5)
+    op = contest.Op(
+        ops.conv2d_forward,
+        ops.conv2d_backward,
+        (x, w, b),
+        options,
+        torch_function,
+        jax_function,
+        ("numpy", "numba", "winograd") if winograd else ("numpy", "numba"),
     )
-    win = window("benchmark", K, 1, padding)
-    plain, fast = conv2d.VERSIONS["numpy"], conv2d.VERSIONS["numba"]
-    dy = rng.standard_normal(plain.forward(x, w, b, win, groups).shape, dtype=np.float32)
-    start = time.perf_counter()
-    fast.forward(x, w, b, win, groups)
-    fast.backward(dy, x, w, win, groups)
-    warm_up = time.perf_counter() - start
-    from minicnn.ops import conv2d_numba, conv2d_winograd
+    args = argparse.Namespace(**{**vars(args), "no_compile": True})  # it calls the eager kernels
+    calls = contest.contenders(op, args)
+    views = {}
+    y = calls["minicnn numpy"]["forward"]()
+    dy = contest.draw(3, y.shape)
+    for name, passes in channels_last(x, w, b, dy, win, groups, winograd).items():
+        calls[name] = passes
+        # A pass that gives maps gives one array, and that of the weights two.
+        views[name] = lambda result: result[0].transpose(0, 3, 1, 2) if len(result) == 1 else result
+    if groups == 1 and stride == 1 and contest.asked(args, "CS231n"):
+        calls["CS231n-style NumPy"] = course_conv2d(x, w, b, dy, padding)
+    flop = 2.0 * N * F * (C // groups) * K * K * y.shape[2] * y.shape[3]
+    return contest.Contest(
+        calls,
+        {"forward": flop, "backward": 2 * flop},
+        {"forward": contest.bytes_of(x, w, b, y), "backward": contest.bytes_of(x, w, x, w, y)},
+        views,
+    )
 
-    contenders: dict[str, Contender] = {
-        "numpy": {
-            "forward": lambda: plain.forward(x, w, b, win, groups),
-            "backward": lambda: plain.backward(dy, x, w, win, groups),
-        },
-        "numba": {
-            "forward": lambda: conv2d_numba.forward(x, w, b, win, groups),
-            "dx": lambda: conv2d_numba.input_gradient(dy, x, w, win, groups),
-            "dw": lambda: conv2d_numba.weight_gradient(dy, x, w, win, groups),
-        },
-    }
-    if conv2d_winograd.applies(w, win, groups):
-        contenders["winograd"] = {
-            "forward": lambda: conv2d_winograd.forward_first(x, w, b, win),
-            "backward": lambda: conv2d_winograd.backward_first(dy, x, w, win),
+
+def channels_last(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray, win: Any, groups: int, fast: bool
+) -> dict[str, contest.Passes]:
+    """Return the kernels of the fused path, on arrays (N, H, W, channels) in whole vectors."""
+    from minicnn.ops import conv2d_channels, conv2d_winograd, last
+    from minicnn.ops.conv2d_maps import Geometry
+    from minicnn.ops.vector import lanes
+
+    (N, C, H, W), F, L = x.shape, len(w), lanes(x.dtype)
+    if groups > 1 or C % L or F % L:
+        return {}
+    x_, dy_ = (np.empty((N, *a.shape[2:], a.shape[1]), a.dtype) for a in (x, dy))
+    last.to_last(x, x_)
+    last.to_last(dy, dy_)
+    y_, dx_, dw, db = np.empty_like(dy_), np.empty_like(x_), np.empty_like(w), np.empty_like(b)
+    to = conv2d_channels.Layouts(True, True)
+    forward, adjoint = (Geometry(a, C, H, W, F, win, groups) for a in (False, True))
+
+    def correlate() -> Any:
+        conv2d_channels.correlate(forward, x_, w, b, y_, to)
+        return (y_,)
+
+    def dx() -> Any:
+        conv2d_channels.correlate(adjoint, dy_, w, None, dx_, to)
+        return (dx_,)
+
+    def dw_db() -> Any:
+        conv2d_channels.weight_gradient(forward, x_, dy_, dw, db, to)
+        return dw, db
+
+    calls = {"minicnn numba channels-last": {"forward": correlate, "dx": dx, "dw": dw_db}}
+    if fast:
+
+        def transformed() -> Any:
+            conv2d_winograd.forward(x_, w, b, win, y_)
+            return (y_,)
+
+        def transformed_dx() -> Any:
+            conv2d_winograd.input_gradient(dy_, w, win, dx_)
+            return (dx_,)
+
+        def transformed_dw() -> Any:
+            conv2d_winograd.weight_gradient(x_, dy_, win, dw)
+            return dw, last.channel_sums(dy_, F)
+
+        calls["minicnn winograd channels-last"] = {
+            "forward": transformed,
+            "dx": transformed_dx,
+            "dw": transformed_dw,
         }
-    bias = torch.from_numpy(b)
-    for layout in ("NCHW", "channels_last"):
-        tx, tw, tdy = (torch.from_numpy(a.copy()) for a in (x, w, dy))
-        if layout == "channels_last":
-            tx, tw, tdy = (a.contiguous(memory_format=torch.channels_last) for a in (tx, tw, tdy))
-
-        def gradient(*mask: bool, x: Any = tx, w: Any = tw, dy: Any = tdy) -> Any:
-            sizes = [1, 1], [padding, padding], [1, 1], False, [0, 0], groups
-            return torch.ops.aten.convolution_backward(dy, x, w, [F], *sizes, mask)
-
-        contenders[f"PyTorch {layout}"] = {
-            "forward": lambda x=tx, w=tw: torch.nn.functional.conv2d(
-                x, w, bias, padding=padding, groups=groups
-            ),
-            "dx": lambda gradient=gradient: gradient(True, False, False)[0],
-            "dw": lambda gradient=gradient: gradient(False, True, True)[1:],
-        }
-
-    def check() -> None:
-        expected = plain.forward(x, w, b, win, groups), *plain.backward(dy, x, w, win, groups)
-        for name, contender in contenders.items():
-            if name != "numpy":
-                got = [contender["forward"]()]
-                if "backward" in contender:
-                    got += contender["backward"]()
-                else:
-                    got += [contender["dx"](), *contender["dw"]()]
-                for what, a, e in zip(("y", "dx", "dw", "db"), got, expected):
-                    gap = abs(np.asarray(a) - e).max() / abs(e).max()
-                    if not gap < 5e-5:
-                        raise SystemExit(f"{name} disagrees in {what}: relative error {gap:.1e}")
-
-    return contenders, check, warm_up
+    return calls
 
 
 if __name__ == "__main__":
-    main()
+    contest.run(__doc__, CASES, make)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: fair settings, turns, medians, the machine's peak, and the report.
+"""What all benchmarks share: fair settings, turns, medians, the machine's limits, and the report.
 
 Contenders take turns in one process. Before each measurement there is a pause (the thread pools
 of two libraries would spin against each other) and a call to warm up; the median of the calls
@@ -8,6 +8,7 @@ counts. Ratios are ours to a peer's best mode.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -29,19 +30,33 @@ SETTINGS = {
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 PEERS = ("PyTorch", "JAX", "ONNX Runtime", "DeZero", "CS231n")
 PAUSE = 0.02  # seconds, for the threads of the one before to fall asleep
+LONG = 0.25  # seconds of a call that needs no warming up
 
 Call = Callable[[], Any]
 
 
-def arguments(description: str, repeats: int = 15) -> argparse.Namespace:
+def arguments(
+    description: str, repeats: int = 15, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
     """Parse the options that every benchmark has, and restart under SETTINGS where they differ."""
-    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--repeats", type=int, default=repeats, help=f"measurements of each ({repeats})"
+        "--repeats", type=int, default=repeats, help="measurements of each (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=0, help="of every library (all cores)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
+    parser.add_argument(
+        "--peers",
+        default=",".join(PEERS),
+        help="names that start those to run, with commas; 'none' for minicnn alone "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out torch.compile, which takes seconds"
+    )
     parser.add_argument(
         "--default-malloc",
         action="store_true",
@@ -51,11 +66,12 @@ def arguments(description: str, repeats: int = 15) -> argparse.Namespace:
         "--peak", action="store_true", help="measure peak memory too, each in a fresh process"
     )
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.repeats < 1 or args.threads < 0:
+        parser.error("--repeats: expected 1 or more; --threads: expected 0 or more")
     settings = {k: v for k, v in SETTINGS.items() if not (args.default_malloc and "MALLOC" in k)}
-    if any(os.environ.get(k) != v for k, v in settings.items()) or any(
-        k in os.environ for k in UNSET
-    ):
+    differ = any(os.environ.get(k) != v for k, v in settings.items())
+    if argv is None and (differ or any(k in os.environ for k in UNSET)):
         environment = {k: v for k, v in os.environ.items() if k not in UNSET}
         os.execve(sys.executable, [sys.executable, *sys.argv], {**environment, **settings})
     return args
@@ -74,8 +90,9 @@ def use_threads(count: int) -> int:
     return count
 
 
+@functools.cache
 def optional(name: str) -> Any:
-    """Import a peer, or return None and say that it is left out."""
+    """Import a peer, or return None and say once that it is left out."""
     import importlib
 
     try:
@@ -85,17 +102,22 @@ def optional(name: str) -> Any:
         return None
 
 
-def measure(contenders: Mapping[str, Call], repeats: int, calls: int = 1) -> dict[str, float]:
+def measure(contenders: Mapping[Any, Call], repeats: int, calls: int = 1) -> dict[Any, float]:
     """Return the median seconds of one call of each contender.
 
-    Short calls come in series of `calls` after one to warm up, each timed by itself.
+    Short calls come in series of `calls` after one to warm up, each timed by itself. Calls of more
+    than LONG seconds stand alone, three of them at most.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
+    times: dict[Any, list[float]] = {name: [] for name in contenders}
+    for turn in range(repeats):
         for name, call in contenders.items():
+            long = bool(times[name]) and min(times[name]) > LONG
+            if long and turn >= 3:
+                continue
             time.sleep(PAUSE)
-            call()
-            for _ in range(calls):
+            if not long:
+                call()
+            for _ in range(1 if long else calls):
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)
@@ -118,46 +140,29 @@ def best(times: Mapping[str, float], peer: str) -> str | None:
     return min(modes, key=lambda name: times[name]) if modes else None
 
 
-def headline(threads: int) -> None:
-    """Print what was measured with."""
-    versions = [
-        f"{name} {m.__version__}"
-        for name in ("numpy", "numba", "torch", "jax", "onnxruntime")
-        if (m := optional(name)) is not None
-    ]
-    print(*versions, f"{threads} thread(s)", sep=", ")
-    print("set", *(f"{k}={os.environ[k]}" for k in SETTINGS if k in os.environ), "; unset", *UNSET)
+def headline(args: argparse.Namespace) -> dict[str, Any]:
+    """Set the threads, print what is measured with, and return it for the report."""
+    threads = use_threads(args.threads)
+    about = {
+        "machine": machine(),
+        "threads": threads,
+        "versions": versions(),
+        "settings": {k: os.environ[k] for k in SETTINGS if k in os.environ},
+        "fma_peak_gflops": fma_peak(threads),
+        "copy_gb_per_s": copy_speed(),
+    }
+    print(f"{about['machine']}, {threads} thread(s)")
+    print(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
+    print("set", *(f"{k}={v}" for k, v in about["settings"].items()), "and unset", *UNSET)
+    peak, copied = about["fma_peak_gflops"], about["copy_gb_per_s"]
+    print(f"limits: {peak:.0f} GFLOP/s of float32 FMA, {copied:.1f} GB/s read and written")
+    return about
 
 
-def show(
-    title: str,
-    seconds: Mapping[str, float],
-    ours: str,
-    flop: float = 0,
-    peak: float = 0,
-    memory: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """Print the medians of one case, best first, with ratios of `ours` to each peer's best mode.
-
-    `flop` are the floating-point operations of a call, `peak` the machine's a second in GFLOP.
-    """
-    print(f"\n{title}")
-    for name, s in sorted(seconds.items(), key=lambda item: item[1]):
-        line = f"  {name:32} {1e3 * s:9.3f} ms"
-        if flop:
-            line += f"  {flop / s / 1e9:6.0f} GFLOP/s"
-        if flop and peak:
-            line += f"  {100 * flop / s / 1e9 / peak:4.0f} % of the FMA peak"
-        if memory:
-            line += f"  {memory.get(name, float('nan')):7.1f} MB"
-        print(line)
-    ratios = {}
-    for peer in PEERS:
-        mode = best(seconds, peer)
-        if mode is not None:
-            ratios[mode] = seconds[ours] / seconds[mode]
-    print("  ratio of", ours, "to", ", ".join(f"{m}: {r:.2f}" for m, r in ratios.items()))
-    return {"seconds": dict(seconds), "ratios": ratios, "flop": flop}
+def ratios(seconds: Mapping[str, float], ours: str) -> dict[str, float]:
+    """Return the ratio of `ours` to the best mode of every peer."""
+    modes = [mode for peer in PEERS if (mode := best(seconds, peer)) is not None]
+    return {mode: seconds[ours] / seconds[mode] for mode in modes}
 
 
 def peak_memory(case: str, contender: str) -> float:
@@ -167,12 +172,38 @@ def peak_memory(case: str, contender: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def report_memory(call: Call) -> None:
+def report_memory(calls: Sequence[Call]) -> None:
     """In the child of `peak_memory`: print by how much a few calls raise the peak, in MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
-        call()
+        for call in calls:
+            call()
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def machine() -> str:
+    """Return the processor's name."""
+    import platform
+
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all libraries that are installed."""
+    from importlib import metadata
+
+    found = {}
+    for name in ("numpy", "numba", "torch", "jax", "onnxruntime", "dezero"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            print(f"({name} is not installed)")
+    return found
 
 
 def save(args: argparse.Namespace, report: Any) -> None:
@@ -217,7 +248,7 @@ def fma_peak(threads: int) -> float:
     return threads * n * 10 * 2 * vector.lanes(np.float32) / seconds / 1e9
 
 
-def copy_speed(megabytes: int = 256) -> float:
+def copy_speed(megabytes: int = 64) -> float:
     """Measure GB/s of reading and writing memory in a plain copy on all threads."""
     import numba
     import numpy as np
@@ -242,6 +273,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(
             f"{t:{w}}" if i == 0 else f"{t:>{w}}" for i, (t, w) in enumerate(zip(row, widths))
-        )
+        ).rstrip()
         for row in rows
     )

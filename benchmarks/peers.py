@@ -70,13 +70,17 @@ def torch_module(model: Layer) -> Any:
     return module
 
 
-def pytorch(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
-    """Eager with NCHW and with channels_last arrays, and compiled."""
+def pytorch(model: Layer, x: np.ndarray, y: np.ndarray, compiled: bool = True) -> dict[str, Pair]:
+    """Eager with NCHW and with channels_last arrays, and compiled; Adam with its fused kernel.
+
+    It runs under the allocator settings of `harness.SETTINGS`, which make its step faster.
+    """
     torch = optional("torch")
     if torch is None:
         return {}
     pairs = {}
-    for mode in ("eager NCHW", "eager channels_last", "compile channels_last"):
+    modes = ["eager NCHW", "eager channels_last"] + ["compile channels_last"] * compiled
+    for mode in modes:
         module, tx, ty = torch_module(model), torch.from_numpy(x), torch.from_numpy(y)
         if "channels_last" in mode:
             module = module.to(memory_format=torch.channels_last)
@@ -246,6 +250,45 @@ def dezero(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
 # ---------------------------------------------------------------- CS231n style
 
 
+def places(x: np.ndarray, K: int) -> Any:
+    """Return index arrays that lay the pixels under every KxK window out, and (OH, OW)."""
+    C, OH, OW = x.shape[1], x.shape[2] - K + 1, x.shape[3] - K + 1
+    k = np.repeat(np.arange(C), K * K)[:, None]
+    i = np.tile(np.repeat(np.arange(K), K), C)[:, None] + np.repeat(np.arange(OH), OW)
+    j = np.tile(np.arange(K), K * C)[:, None] + np.tile(np.arange(OW), OH)
+    return k, i, j, (OH, OW)
+
+
+def course_conv2d(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray, padding: int
+) -> dict[str, Callable[[], Any]]:
+    """Return a convolution's forward and backward pass as courses teach them."""
+    pads = (0, 0), (0, 0), (padding, padding), (padding, padding)
+    padded, F, N = np.pad(x, pads), len(w), len(x)
+    k, i, j, (OH, OW) = places(padded, w.shape[2])
+    flat = w.reshape(F, -1)
+
+    def columns() -> np.ndarray:
+        return np.pad(x, pads)[:, k, i, j].transpose(1, 2, 0).reshape(flat.shape[1], -1)
+
+    def forward() -> Any:
+        y = (flat @ columns() + b[:, None]).reshape(F, OH, OW, N)
+        return np.ascontiguousarray(y.transpose(3, 0, 1, 2))
+
+    cols = columns()
+
+    def backward() -> Any:
+        rows = dy.transpose(1, 2, 3, 0).reshape(F, -1)
+        dw = (rows @ cols.T).reshape(w.shape)
+        dcols = (flat.T @ rows).reshape(flat.shape[1], -1, N)
+        dx = np.zeros_like(padded)
+        np.add.at(dx, (slice(None), k, i, j), dcols.transpose(2, 0, 1))
+        H, W = x.shape[2:]
+        return dx[:, :, padding : padding + H, padding : padding + W], dw, dy.sum(axis=(0, 2, 3))
+
+    return {"forward": forward, "backward": backward}
+
+
 def cs231n(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
     """The way courses teach it: fancy-index im2col, one matrix product, `np.add.at` back."""
     kinds = {type(layer).__name__ for _, layer in model.modules()}
@@ -254,13 +297,6 @@ def cs231n(model: Layer, x: np.ndarray, y: np.ndarray) -> dict[str, Pair]:
     twin = {name: a.copy() for name, a in model.state_dict().items()}
     m, v = ({name: np.zeros_like(a) for name, a in twin.items()} for _ in range(2))
     count = [0]
-
-    def places(x: np.ndarray, K: int) -> Any:
-        C, OH, OW = x.shape[1], x.shape[2] - K + 1, x.shape[3] - K + 1
-        k = np.repeat(np.arange(C), K * K)[:, None]
-        i = np.tile(np.repeat(np.arange(K), K), C)[:, None] + np.repeat(np.arange(OH), OW)
-        j = np.tile(np.arange(K), K * C)[:, None] + np.tile(np.arange(OW), OH)
-        return k, i, j, (OH, OW)
 
     def forward(x: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         caches = []

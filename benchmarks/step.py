@@ -3,17 +3,24 @@
 A step is: gradients to zero, forward, cross-entropy, backward, Adam. Before anything is timed,
 the contenders' logits and their losses after a few steps are compared.
 
-    python benchmarks/step.py                       all networks and batch sizes
-    python benchmarks/step.py --only "reference 64" one of them
+    python benchmarks/step.py                                 all networks and batch sizes
+    python benchmarks/step.py --only "reference 64" --repeats 5
+    python benchmarks/step.py --only like --peers PyTorch     VGG- and ResNet-like networks
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import contest
 import harness
+import numpy as np
+import peers
+
+from minicnn import Trainer, models, optim
 
 CASES = {  # network, batch size
     "reference 1": ("mnist_cnn", 1),
@@ -23,44 +30,57 @@ CASES = {  # network, batch size
     "ResNet-like 64": ("resnet_small", 64),
 }
 STEPS = 3  # before the losses are compared
+Calls = dict[str, Callable[[], Any]]
 
 
-def main() -> None:
-    args = harness.arguments(__doc__)
-    threads = harness.use_threads(args.threads)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = harness.arguments(__doc__ or "", argv=argv)
     if args.memory:
+        harness.use_threads(args.threads)
         name, contender = args.memory
-        steps, _ = contend(*CASES[name], threads, only=contender)
-        return harness.report_memory(steps[contender])
-    harness.headline(threads)
-    report = {}
-    for name, case in CASES.items():
-        if args.only in name:
-            report[name] = bench(name, case, threads, args)
+        return harness.report_memory([contend(*CASES[name], args, only=contender)[0][contender]])
+    report = harness.headline(args)
+    chosen = {name: case for name, case in CASES.items() if args.only in name}
+    if not chosen:
+        raise SystemExit(f"--only: expected part of one of {', '.join(CASES)}, got {args.only!r}")
+    report["cases"] = {name: bench(name, case, args, report) for name, case in chosen.items()}
     harness.save(args, report)
     return None
 
 
-def bench(name: str, case: tuple[str, int], threads: int, args: Any) -> dict[str, Any]:
-    steps, predictions = contend(*case, threads)
-    agree(predictions, steps)
-    report = {"memory_mb": {c: harness.peak_memory(name, c) for c in steps}} if args.peak else {}
-    for what, contenders in (("training step", steps), ("inference", predictions)):
-        seconds = harness.measure(contenders, args.repeats, calls=10 if case[1] < 16 else 3)
-        title = f"{name}, {what}"
-        report[what] = harness.show(title, seconds, ours="minicnn", memory=report.get("memory_mb"))
+def bench(
+    name: str, case: tuple[str, int], args: argparse.Namespace, limits: dict[str, Any]
+) -> dict[str, Any]:
+    steps, predictions = contend(*case, args)
+    first = agree(predictions, steps)
+    calls = 10 if case[1] < 16 else 2
+    passes = {"training step": steps, "inference": predictions}
+    times = {p: harness.measure(of_pass, args.repeats, calls) for p, of_pass in passes.items()}
+    seconds: dict[str, dict[str, float]] = {}
+    for p, of_pass in times.items():
+        for contender, s in of_pass.items():
+            seconds.setdefault(contender, {})[p] = s
+    # Ours as it comes: the other lines say what each choice costs.
+    report = {
+        "seconds": seconds,
+        "first_call_seconds": first,
+        "flop": {},
+        "bytes": {},
+        "ratios": {p: {"minicnn": harness.ratios(t, "minicnn")} for p, t in times.items()},
+        "memory_mb": {},
+    }
+    print(f"\n{name}")
+    if args.peak:
+        memory = {c: harness.peak_memory(name, c) for c in steps}
+        report["memory_mb"] = {c: memory.get(c, float("nan")) for c in seconds}
+    print(contest.as_text(report, limits))
     return report
 
 
 def contend(
-    network: str, batch: int, threads: int, only: str = ""
-) -> tuple[dict[str, Callable[[], float]], dict[str, Callable[[], Any]]]:
+    network: str, batch: int, args: argparse.Namespace, only: str = ""
+) -> tuple[dict[str, Callable[[], float]], Calls]:
     """Return the steps and the predictions of all contenders, on the same weights and batch."""
-    import numpy as np
-    import peers
-
-    from minicnn import Trainer, models, optim
-
     rng = np.random.default_rng(0)
     model = getattr(models, network)(rng=0)
     shape = (1, 28, 28) if network == "mnist_cnn" else (3, 32, 32)
@@ -76,39 +96,36 @@ def contend(
         "minicnn": ours(),
         "minicnn, winograd=False": ours(winograd=False),
         "minicnn, fused=False": ours(fused=False),
-        **peers.pytorch(copy.deepcopy(model), x, y),
-        **peers.jax(model, x, y),
-        **peers.dezero(model, x, y),
-        **peers.cs231n(model, x, y),
     }
+    if contest.asked(args, "PyTorch"):
+        pairs |= peers.pytorch(copy.deepcopy(model), x, y, not args.no_compile)
+    for peer, make in (("JAX", peers.jax), ("DeZero", peers.dezero), ("CS231n", peers.cs231n)):
+        if contest.asked(args, peer):
+            pairs |= make(model, x, y)
     if only:
         pairs = {only: pairs[only]}
     predictions = {name: pair[1] for name, pair in pairs.items()}
-    return {name: pair[0] for name, pair in pairs.items()}, {
-        **predictions,
-        **peers.onnx_runtime(model, x, threads),
-    }
+    if contest.asked(args, "ONNX Runtime") and not only:
+        predictions |= peers.onnx_runtime(model, x, harness.use_threads(args.threads))
+    return {name: pair[0] for name, pair in pairs.items()}, predictions
 
 
-def agree(predictions: dict[str, Callable[[], Any]], steps: dict[str, Callable[[], float]]) -> None:
-    """Exit unless all contenders predict the same and learn alike; print their first seconds."""
-    import numpy as np
-
+def agree(predictions: Calls, steps: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Exit unless all contenders predict the same and learn alike; return their first seconds."""
     first = harness.warm_up(predictions)
     want = next(iter(predictions.values()))()
     for name, predict in predictions.items():
         gap = np.abs(predict() - want).max() / np.abs(want).max()
         if not gap < 1e-3:
             raise SystemExit(f"{name}: logits differ by {gap:.1e} of the largest")
-    seconds = harness.warm_up(steps)
+    for name, s in harness.warm_up(steps).items():
+        first[name] += s
     losses = {name: [step() for _ in range(STEPS)][-1] for name, step in steps.items()}
     want = next(iter(losses.values()))
     for name, loss in losses.items():
         if not abs(loss - want) < 1e-2 * max(want, 0.1):
             raise SystemExit(f"{name}: loss {loss:.4f} after {STEPS} steps, expected {want:.4f}")
-    print("\nfirst prediction and first step, with compilation where there is any:")
-    for name, s in seconds.items():
-        print(f"  {name:32} {first[name]:6.2f} s  {s:6.2f} s")
+    return first
 
 
 if __name__ == "__main__":

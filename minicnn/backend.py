@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -142,6 +142,55 @@ def array_module(a: object) -> ModuleType:
     return np
 
 
+# ---------------------------------------------------------------- steps that are recorded
+
+
+class Recorder(Protocol):
+    """What keeps the work of a training step on the GPU, to do it again with other numbers."""
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` by means that can be recorded."""
+
+    def from_host(self, make: Callable[[], np.ndarray]) -> Array:
+        """Return an array that holds ``make()``, made anew before each repetition."""
+
+
+_recorder: Recorder | None = None
+
+
+def recording() -> bool:
+    """Tell whether the work of a training step on the GPU is being recorded.
+
+    Then nobody may look at numbers on the device: there are none yet, and later ones may differ.
+    Where an op would raise because of a value, it makes its result NaN instead.
+    """
+    return _recorder is not None
+
+
+@contextmanager
+def recorded(recorder: Recorder) -> Iterator[None]:
+    """Let `recorder` keep what runs inside the block."""
+    global _recorder
+    before, _recorder = _recorder, recorder
+    try:
+        yield
+    finally:
+        _recorder = before
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Return ``a @ b`` for matrices or stacks of matrices, in a recorded step too."""
+    return a @ b if _recorder is None else _recorder.matmul(a, b)
+
+
+def from_host(x: Array, make: Callable[[], np.ndarray]) -> Array:
+    """Return the array that `make` draws on the host, on the device of `x`."""
+    return array_module(x).asarray(make()) if _recorder is None else _recorder.from_host(make)
+
+
+# ---------------------------------------------------------------- arguments
+
+
 def as_arrays(op: str, /, optional: Container[str] = (), **arrays: Array) -> list[Array]:
     """Check the float arrays of a call and return them in native byte order and C order.
 
@@ -178,7 +227,7 @@ def as_arrays(op: str, /, optional: Container[str] = (), **arrays: Array) -> lis
 
 
 def _as_float(op: str, name: str, a: Array) -> Array:
-    if not (isinstance(a, np.ndarray | np.generic) or is_cupy(a)):
+    if not _is_array(a):
         raise TypeError(
             f"{op}: {name}: expected a NumPy or CuPy array, got {type(a).__name__} "
             f"(fix: numpy.asarray({name}, dtype='float32'))"
@@ -196,36 +245,63 @@ def _device(a: Array) -> str:
     return "a CuPy array" if is_cupy(a) else "a NumPy array"
 
 
+# ---------------------------------------------------------------- from one device to another
+
+
 def to_gpu(obj: Any) -> Any:
     """Move an array, or a layer with all it holds, to the GPU.
 
     Parameters
     ----------
-    obj : numpy.ndarray, cupy.ndarray or Layer
-        A layer is moved in place; arrays are copied, and one already there comes back as it is.
+    obj : array, tuple, Layer, Optimizer or Trainer
+        A layer, an optimiser and a trainer (its model and its optimiser) are moved in place.
+        Arrays are copied, and one already there comes back as it is. Of a tuple, such as a
+        `Dataset`, the arrays are moved.
 
     Returns
     -------
-    cupy.ndarray or Layer
+    cupy.ndarray, tuple, Layer, Optimizer or Trainer
 
     Raises
     ------
     RuntimeError
         If CuPy or a CUDA device is missing. The message says what to install.
+    TypeError
+        If `obj` is nothing that can be moved.
     """
-    return _move(obj, cupy_or_error().asarray)
+    return _move("to_gpu", obj, _sent(cupy_or_error()))
 
 
 def to_cpu(obj: Any) -> Any:
-    """Move an array, or a layer with all it holds, to NumPy; the inverse of `to_gpu`."""
-    return _move(obj, lambda a: a.get() if is_cupy(a) else np.asarray(a))
+    """Move an array, or whatever holds arrays, to NumPy; the inverse of `to_gpu`."""
+    return _move("to_cpu", obj, lambda a: a.get() if is_cupy(a) else np.asarray(a))
 
 
-def _move(obj: Any, convert: Callable[[Array], Array]) -> Any:
+def _sent(cupy: ModuleType) -> Callable[[Array], Array]:
+    def convert(a: Array) -> Array:
+        # CuPy has no other byte orders.
+        return cupy.asarray(a if is_cupy(a) else a.astype(a.dtype.newbyteorder("="), copy=False))
+
+    return convert
+
+
+def _move(op: str, obj: Any, convert: Callable[[Array], Array]) -> Any:
     if hasattr(obj, "map_arrays"):
         obj.map_arrays(convert)
         return obj
+    if isinstance(obj, tuple):
+        parts = [convert(a) if _is_array(a) else a for a in obj]
+        return obj._make(parts) if hasattr(obj, "_make") else tuple(parts)
+    if not _is_array(obj):
+        raise TypeError(
+            f"{op}: obj: expected an array, a tuple, a layer, an optimizer or a trainer, "
+            f"got {type(obj).__name__}"
+        )
     return convert(obj)
+
+
+def _is_array(a: object) -> bool:
+    return isinstance(a, np.ndarray | np.generic) or is_cupy(a)
 
 
 def cupy_or_error() -> ModuleType:

@@ -124,23 +124,33 @@ class Optimizer(ABC):
             shape, dtype or device has changed. Nothing is updated then.
         """
         params = list(self.model.named_params())
-        for name, p, _ in params:
-            self._check(name, p)
+        self.check(params)
         self.step_count += 1
         for name, p, g in params:
             self._update(p, g, self._state[name], self._scratch[name])
 
-    def _check(self, name: str, p: Array) -> None:
-        t = self._scratch.get(name)
-        if t is None or (type(t), t.dtype, t.shape) != (type(p), p.dtype, p.shape):
-            raise ValueError(
-                f"{self._name}: {name}: expected {_describe(t)} as when the optimiser was built, "
-                f"got {_describe(p)} (fix: build it after changing or moving the model)"
-            )
+    def check(self, params: Iterable[tuple[str, Array, Array]]) -> None:
+        """Raise ValueError for a parameter that is not as it was when the optimiser was built."""
+        for name, p, _ in params:
+            t = self._scratch.get(name)
+            if t is None or (type(t), t.dtype, t.shape) != (type(p), p.dtype, p.shape):
+                raise ValueError(
+                    f"{self._name}: {name}: expected {_describe(t)} as when the optimiser was "
+                    f"built, got {_describe(p)} (fix: build it after changing or moving the "
+                    "model, or move both)"
+                )
 
     @abstractmethod
     def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
         """Change `p` and the arrays in `state` in place; `g` is left alone, `t` is scratch."""
+
+    def state_of(self, name: str) -> dict[str, Array]:
+        """The arrays kept for the parameter `name`, by slot."""
+        return self._state[name]
+
+    def scratch_of(self, name: str) -> Array:
+        """An array of that parameter's shape and dtype, of no lasting content."""
+        return self._scratch[name]
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
@@ -291,17 +301,43 @@ def sgd_update(
     nesterov: bool,
 ) -> None:
     """Change `p` and `b` in place by one step of `SGD`; `b` is None without momentum."""
-    xp = array_module(p)
+    rates = sgd_rates(lr, momentum, dampening)
+    sgd_move(p, g, b, t, rates, momentum, bool(dampening), weight_decay, nesterov)
+
+
+# What changes from step to step is computed first, and then enters as numbers or, in a step that
+# is recorded on the GPU (see minicnn.gpu), as arrays without axes.
+Rates = Sequence[Any]
+
+
+def sgd_rates(lr: float, momentum: float, dampening: float) -> tuple[float, float, float]:
+    """Return the learning rate, the share of g that b takes in, and nesterov's rate of b."""
+    return lr, 1 - dampening, lr * momentum
+
+
+def sgd_move(
+    p: Array,
+    g: Array,
+    b: Array | None,
+    t: Array,
+    rates: Rates,
+    momentum: float,
+    damped: bool,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """Change `p` and `b` as `sgd_update` does, by the numbers of `sgd_rates`."""
+    xp, (lr, share, ahead) = array_module(p), rates
     if weight_decay:
         g = xp.add(g, xp.multiply(p, weight_decay, out=t), out=t)
     if b is not None:
         b *= momentum
-        b += (1 - dampening) * g if dampening else g
+        b += share * g if damped else g
     # With nesterov the two terms of g + momentum * b come off one after the other: g may be t.
     if b is None or nesterov:
         p -= xp.multiply(g, lr, out=t)
     if b is not None:
-        p -= xp.multiply(b, lr * momentum if nesterov else lr, out=t)
+        p -= xp.multiply(b, ahead if nesterov else lr, out=t)
 
 
 class Adam(Optimizer):
@@ -420,10 +456,35 @@ def adam_update(
 
     `v_max` is None without amsgrad; `decoupled` tells AdamW's weight decay from Adam's.
     """
-    xp = array_module(p)
+    rates = adam_rates(lr, betas, weight_decay, n)
+    adam_move(p, g, m, v, v_max, t, rates, betas, eps, weight_decay, decoupled)
+
+
+def adam_rates(
+    lr: float, betas: tuple[float, float], weight_decay: float, n: int
+) -> tuple[float, float, float]:
+    """Return the rate of m, what the root of v is divided by, and AdamW's factor of p."""
     beta1, beta2 = betas
+    return lr / (1 - beta1**n), math.sqrt(1 - beta2**n), 1 - lr * weight_decay
+
+
+def adam_move(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    v_max: Array | None,
+    t: Array,
+    rates: Rates,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """Change the arrays as `adam_update` does, by the numbers of `adam_rates`."""
+    xp, (beta1, beta2), (rate, root, keep) = array_module(p), betas, rates
     if decoupled:
-        p *= 1 - lr * weight_decay
+        p *= keep
     elif weight_decay:
         g = g + weight_decay * p
     m *= beta1
@@ -433,10 +494,10 @@ def adam_update(
     if v_max is not None:
         v = xp.maximum(v_max, v, out=v_max)
     xp.sqrt(v, out=t)
-    t /= math.sqrt(1 - beta2**n)
+    t /= root
     t += eps
     xp.divide(m, t, out=t)
-    p -= xp.multiply(t, lr / (1 - beta1**n), out=t)
+    p -= xp.multiply(t, rate, out=t)
 
 
 class RMSprop(Optimizer):
@@ -579,13 +640,17 @@ def clip_grad_norm(model: HasParams, max_norm: float) -> float:
     max_norm = number("clip_grad_norm", "max_norm", max_norm, gt=0)
     grads = [g for _, _, g in model.named_params()]
     # One transfer from the GPU, at the end: the sum stays on the device of the gradients.
-    squares = (array_module(g).square(g, dtype=np.float64).sum() for g in grads)
-    norm = math.sqrt(sum(squares))
+    norm = math.sqrt(sum_of_squares(grads))
     scale = max_norm / (norm + 1e-6)
     if math.isfinite(norm) and scale < 1:
         for g in grads:
             g *= scale
     return norm
+
+
+def sum_of_squares(arrays: Iterable[Array]) -> Any:
+    """Return the sum of the squares of all elements, in float64, on the arrays' device."""
+    return sum(array_module(a).square(a, dtype=np.float64).sum() for a in arrays)
 
 
 def clip_grad_value(model: HasParams, clip_value: float) -> None:

@@ -189,6 +189,8 @@ class KeepRun(Callback):
         Epochs that are safe on the disk.
     """
 
+    needs_loss = False
+
     def __init__(self, run: Run, every: int = 0, keep: int = 2) -> None:
         self.run = run
         self.every = integer("KeepRun", "every", every, 0)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array, array_module
 from minicnn.data import Batches, Dataset
+from minicnn.inference import check_arrays, on_gpu, predict, running
 from minicnn.interrupts import deferred
 from minicnn.layers import Layer, Sequential
 from minicnn.optim import Optimizer, all_finite, clip_grad_norm
-from minicnn.plan import Plan, plan_of, running
+from minicnn.plan import Plan, plan_of
+from minicnn.progress import EpochBar, Metrics, Position, correct, count_labels, counted
 from minicnn.schedules import Schedule
 from minicnn.shapes import integer, number
+
+if TYPE_CHECKING:
+    from minicnn.gpu.plan import GpuPlan
+    from minicnn.gpu.training import GpuSteps
+
+__all__ = ["LOSSES", "Callback", "Metrics", "NonFiniteError", "Position", "Trainer", "predict"]
 
 Data = Dataset | tuple[Array, Array]
 Loss = tuple[Callable[..., Any], Callable[..., Any]]
@@ -37,45 +43,23 @@ class NonFiniteError(ArithmeticError):
     """The loss or a gradient became NaN or infinite; the message names the step and the layer."""
 
 
-class Metrics(NamedTuple):
-    """Mean loss, and the share of right answers (NaN where the targets are not classes)."""
-
-    loss: float
-    accuracy: float
-
-
 class Callback:
-    """What `Trainer.fit` calls; override what you need. Set ``trainer.stop = True`` to end."""
+    """What `Trainer.fit` calls; override what you need. Set ``trainer.stop = True`` to end.
+
+    Attributes
+    ----------
+    needs_loss : bool
+        Whether `on_step` looks at the loss. If nobody does, steps on the GPU are queued without
+        waiting for it, and it is NaN where it is not known yet.
+    """
+
+    needs_loss = True
 
     def on_step(self, trainer: Trainer, loss: float) -> None:
         """Called after each update."""
 
     def on_epoch(self, trainer: Trainer, record: dict[str, float]) -> None:
         """Called after each epoch with its line of the history."""
-
-
-@dataclass
-class Position:
-    """Where training stands: epochs done, and the sums over the batches of the one begun."""
-
-    epoch: int = 0
-    batch: int = 0
-    samples: int = 0  # labels that count, or samples where the targets are not classes
-    loss: float = 0.0  # sum over them
-    correct: int = 0
-    seconds: float = 0.0
-
-    def add(self, loss: float, correct: int, samples: int) -> None:
-        """Count one more batch."""
-        self.batch += 1
-        self.samples += samples
-        self.loss += loss * samples
-        self.correct += correct
-
-    def metrics(self, classes: bool) -> Metrics:
-        """Means over the samples so far."""
-        n = self.samples or math.nan
-        return Metrics(self.loss / n, self.correct / n if classes else math.nan)
 
 
 class Trainer:
@@ -94,8 +78,8 @@ class Trainer:
     clip_norm : float, optional
         Largest norm of all gradients together.
     fused : bool
-        Let fused CPU kernels run several layers in one go where they can; `plan` shows which.
-        The result is the same up to rounding.
+        Let fused kernels run several layers in one go where they can, and on the GPU record whole
+        steps as CUDA graphs; `plan` shows which. The result is the same up to rounding.
     winograd : bool
         Let them multiply convolutions out by Winograd's method where it is faster. Its rounding
         errors are some ten times as large, see `minicnn.ops.conv2d_winograd`.
@@ -152,8 +136,29 @@ class Trainer:
         self.schedule, self.clip_norm = schedule, clip_norm
         self.fused, self.winograd = fused, winograd
         self.history: list[dict[str, float]] = []
-        self.position = Position()
         self.stop = False
+        self.part = 0  # samples at a time, where the GPU's memory takes no whole batch
+        self._position = Position()
+        self._gpu: GpuSteps | None = None
+
+    @property
+    def position(self) -> Position:
+        """Where training stands, with all steps on the GPU counted."""
+        if self._gpu is not None:
+            self._gpu.read()
+        return self._position
+
+    @position.setter
+    def position(self, position: Position) -> None:
+        self._position = position
+
+    def map_arrays(self, convert: Callable[[Array], Array]) -> None:
+        """Replace all arrays of model and optimiser; `to_gpu` and `to_cpu` call it."""
+        if self._gpu is not None:
+            self._gpu.read()
+            self._gpu = None
+        self.model.map_arrays(convert)
+        self.optimizer.map_arrays(convert)
 
     def step(self, x: Array, y: Array) -> float:
         """Make one update: zero gradients, forward, loss, backward, optimiser.
@@ -180,11 +185,37 @@ class Trainer:
         are as they were. Ctrl-C waits until the update is whole.
         """
         with deferred():
-            return self._step(x, y)[0]
+            gpu = self._gpu_steps()
+            if gpu is None:
+                return self._step(x, y)[0]
+            loss = gpu.step(x, y, Position(), lambda _: (x, y))
+            last = gpu.read()
+            return last if loss is None and last is not None else float(loss)  # type: ignore
+
+    def _gpu_steps(self) -> GpuSteps | None:
+        if not on_gpu(self.model):
+            return None
+        if self._gpu is None:
+            from minicnn.gpu.training import GpuSteps
+
+            self._gpu = GpuSteps(self)
+        return self._gpu
+
+    def step_now(self, x: Array, y: Array, position: Position) -> float:
+        """Make an update as `step`, without queueing it, and count it in `position`."""
+        loss, outputs = self._step(x, y)
+        position.add(loss, int(correct(outputs, y)), count_labels(y))
+        return loss
+
+    def begin_step(self) -> None:
+        """Set the learning rate of the next step, and the layers to training."""
+        if self.schedule is not None:
+            self.optimizer.lr = self.schedule(self.optimizer.step_count)
+        self.model.train()
 
     def _step(self, x: Array, y: Array) -> tuple[float, Array]:
-        _arrays("Trainer.step", x=x, y=y)
-        if not _count(y):
+        check_arrays("Trainer.step", x=x, y=y)
+        if not count_labels(y):
             raise ValueError(
                 f"Trainer.step: y: expected a label that counts, got none in shape {y.shape}"
             )
@@ -202,22 +233,30 @@ class Trainer:
             raise
 
     def _update(self, x: Array, y: Array) -> tuple[float, Array]:
-        if self.schedule is not None:
-            self.optimizer.lr = self.schedule(self.optimizer.step_count)
-        self.model.train()
+        self.begin_step()
         # Overflow warnings would say less, and earlier, than the check of loss and gradients.
         with running(self.model, x, self.fused, self.winograd) as plan, np.errstate(all="ignore"):
-            outputs = plan.forward(x, training=True)
-            loss, gradient = self._loss_and_gradient(outputs, y, plan)
+            loss, outputs = self._gradients(x, y, plan)
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}", x)
-            plan.backward(gradient())
             for name, _, g in self.model.named_params():
                 if not all_finite(g):
                     self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
             if self.clip_norm is not None:
                 clip_grad_norm(self.model, self.clip_norm)
             self.optimizer.step()
+        return loss, outputs
+
+    def _gradients(self, x: Array, y: Array, plan: Any) -> tuple[float, Array]:
+        """Return the loss and the outputs, and leave the gradients with the model."""
+        if on_gpu(self.model):
+            from minicnn.gpu.parts import gradients
+
+            return gradients(self, plan, x, y)
+        outputs = plan.forward(x, training=True)
+        loss, gradient = self._loss_and_gradient(outputs, y, plan)
+        if math.isfinite(loss):
+            plan.backward(gradient())
         return loss, outputs
 
     def _loss_and_gradient(
@@ -304,18 +343,18 @@ class Trainer:
         at = self.position
         began = time.perf_counter() - at.seconds
         classes = batches.y.dtype.kind in "iu"
-        with _EpochBar(f"epoch {at.epoch + 1}/{last}", len(batches), at.batch, progress) as bar:
+        wanted = any(c.needs_loss and type(c).on_step is not Callback.on_step for c in callbacks)
+        with EpochBar(f"epoch {at.epoch + 1}/{last}", len(batches), at.batch, progress) as bar:
             for x, y in batches.epoch(at.epoch, start=at.batch):
                 with deferred():  # the parameters and the position go together
-                    loss, outputs = self._step(x, y)
-                    at.add(loss, _count_correct(outputs, y), _count(y))
+                    loss = self._fit_step(x, y, at, batches, wanted)
                     at.seconds = time.perf_counter() - began
                 bar.advance(at.metrics(classes))
                 for callback in callbacks:
                     callback.on_step(self, loss)
                 if self.stop and at.batch < len(batches):
                     return
-            trained = at.metrics(classes)
+            trained = self.position.metrics(classes)
             tested = Metrics(math.nan, math.nan) if test is None else self.evaluate(test)
             bar.finish(trained, tested)
         record = {
@@ -334,6 +373,16 @@ class Trainer:
         for callback in callbacks:
             callback.on_epoch(self, record)
 
+    def _fit_step(self, x: Array, y: Array, at: Position, batches: Batches, wanted: bool) -> float:
+        """Make one step and count it; return its loss, or NaN if nobody waits for it."""
+        gpu = self._gpu_steps()
+        if gpu is None:
+            return self.step_now(x, y, at)
+        loss = gpu.step(x, y, at, lambda i: next(batches.epoch(at.epoch, start=i)))
+        if loss is None and wanted:
+            loss = gpu.read()
+        return math.nan if loss is None else loss
+
     def evaluate(self, data: Data, batch_size: int = 256) -> Metrics:
         """Return the mean loss and the accuracy in evaluation mode; nothing is changed.
 
@@ -350,68 +399,36 @@ class Trainer:
         batches = Batches(data, batch_size, shuffle=False)
         if not len(batches):
             raise ValueError("Trainer.evaluate: data: expected at least one sample, got none")
-        total = Position()
+        total, parts = Position(), []
         classes = batches.y.dtype.kind in "iu"
         with np.errstate(all="ignore"):
             for x, y in batches:
-                if _count(y):
-                    with running(self.model, x, self.fused, self.winograd) as plan:
-                        outputs = plan.forward(x, training=False)
-                        loss, _ = self.loss[0](outputs, y)
-                    total.add(float(loss), _count_correct(outputs, y), _count(y))
+                with running(self.model, x, self.fused, self.winograd) as plan:
+                    outputs = plan.forward(x, training=False)
+                    loss, _ = self.loss[0](outputs, y)
+                parts.append((loss, correct(outputs, y), counted(y)))
+        for loss, right, count in parts:  # from the GPU now, when all has been queued
+            if int(count):
+                total.add(float(loss), int(right), int(count))
         return total.metrics(classes)
 
     def predict(self, x: Array, batch_size: int = 256) -> Array:
         """Return the model's outputs for `x`; see `predict`."""
         return predict(self.model, x, batch_size, self.fused, self.winograd)
 
-    def plan(self) -> Plan:
-        """Return how the model runs: which layers in one go and by which kernels; print it."""
-        return plan_of(self.model, self.fused, self.winograd)
+    def plan(self) -> Plan | GpuPlan:
+        """Return how the model runs: which layers in one go and by which kernels; print it.
 
+        On the GPU it also says whether steps are recorded, and if not, why.
+        """
+        gpu = self._gpu_steps()
+        if gpu is None:
+            return plan_of(self.model, self.fused, self.winograd)
+        from minicnn.gpu.plan import GpuPlan
 
-def predict(
-    model: Layer, x: Array, batch_size: int = 256, fused: bool = True, winograd: bool = True
-) -> Array:
-    """Run a model over many samples, in batches.
-
-    Parameters
-    ----------
-    model : Layer
-    x : array, shape (N, ...)
-    batch_size : int
-    fused, winograd : bool
-        As for `Trainer`.
-
-    Returns
-    -------
-    array, shape (N, ...)
-        Outputs in evaluation mode: logits for the reference network.
-
-    Raises
-    ------
-    TypeError
-        If `model` is no layer or `x` no array.
-    """
-    if not isinstance(model, Layer):
-        raise TypeError(f"predict: model: expected a Layer, got {type(model).__name__}")
-    _arrays("predict", x=x)
-    step = integer("predict", "batch_size", batch_size, 1)
-    y: Array = None
-    with np.errstate(all="ignore"):
-        for i in range(0, max(len(x), 1), step):
-            with running(model, x[i : i + step], fused, winograd) as plan:
-                part = plan.forward(x[i : i + step], training=False)
-                if y is None:
-                    y = array_module(part).empty((len(x), *part.shape[1:]), part.dtype)
-                y[i : i + step] = part
-    return y
-
-
-def _arrays(op: str, **arrays: Any) -> None:
-    for name, a in arrays.items():
-        if not getattr(a, "shape", ()):
-            raise TypeError(f"{op}: {name}: expected an array of samples, got {type(a).__name__}")
+        plan = GpuPlan(self.model, self.fused)
+        plan.note = str(gpu)
+        return plan
 
 
 def _plain_labels(outputs: Array, y: Array) -> bool:
@@ -424,15 +441,6 @@ def _plain_labels(outputs: Array, y: Array) -> bool:
         and y.min() >= 0
         and y.max() < outputs.shape[1]
     )
-
-
-def _count(y: Array) -> int:
-    """How many terms the mean loss has: labels that are not ignored, or samples."""
-    return int((y >= 0).sum()) if y.dtype.kind in "iu" else len(y)
-
-
-def _count_correct(outputs: Array, y: Array) -> int:
-    return int((outputs.argmax(axis=1) == y).sum()) if y.dtype.kind in "iu" else 0
 
 
 def _first_non_finite(model: Layer, x: Array) -> str:
@@ -460,40 +468,3 @@ def _first_non_finite(model: Layer, x: Array) -> str:
         if bad(model(x)):
             return visit(model, x, "")
     return "the loss or the backward pass: all outputs are finite"
-
-
-class _EpochBar:
-    """A progress bar on a terminal or in a notebook; elsewhere one line when the epoch ends."""
-
-    def __init__(self, label: str, total: int, done: int, progress: bool) -> None:
-        from tqdm.auto import tqdm
-
-        live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.label, self.line = label, progress and not live
-        self.bar = tqdm(
-            desc=label, total=total, initial=done, unit="batch", disable=not (progress and live)
-        )
-
-    def advance(self, so_far: Metrics) -> None:
-        if not self.bar.disable:
-            self.bar.set_postfix_str(_text("train", so_far), refresh=False)
-        self.bar.update()
-
-    def finish(self, trained: Metrics, tested: Metrics) -> None:
-        text = f"{_text('train', trained)}  {_text('test', tested)}"
-        self.bar.set_postfix_str(text)
-        if self.line:
-            print(f"{self.label}: {text}", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _EpochBar:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.bar.close()
-
-
-def _text(name: str, metrics: Metrics) -> str:
-    if math.isnan(metrics.loss):
-        return ""
-    accuracy = "" if math.isnan(metrics.accuracy) else f" {metrics.accuracy:.2%}"
-    return f"{name} {metrics.loss:.4f}{accuracy}"

@@ -6,6 +6,8 @@ import matplotlib
 import pytest
 from hypothesis import HealthCheck, settings
 
+import bridge
+
 matplotlib.use("Agg")
 
 settings.register_profile(
@@ -25,8 +27,35 @@ def torch():
     return pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
 
 
+bridge.install()
+
+
 def pytest_collection_modifyitems(items):
-    """Mark what compares with PyTorch, so that ``pytest -m torch`` runs just that."""
+    """Mark what compares with PyTorch, and what runs on a GPU, for ``pytest -m``."""
     for item in items:
         if "torch" in item.fixturenames:
             item.add_marker("torch")
+        if _on_gpu(item) and bridge.device()[0]:
+            item.add_marker("gpu")
+
+
+def _on_gpu(item):
+    """Whether the test is for CuPy: it asks for the module, or runs version "cupy" of an op."""
+    versions = getattr(item, "callspec", None) and item.callspec.params.get("version")
+    return "cupy" in item.fixturenames or versions == "cupy"
+
+
+@pytest.fixture
+def cupy():
+    """The module: CuPy on a machine with a GPU, else its imitation on the CPU."""
+    with bridge.standing_in():
+        yield bridge.device()[0] or bridge.imitation()
+
+
+@pytest.fixture
+def imitated(cupy):
+    """The imitated GPU itself, to look at what was done; without its limits afterwards."""
+    if bridge.device()[0]:
+        pytest.skip("looks inside the imitated GPU, and here is a real one")
+    yield cupy.machine
+    cupy.machine.default_pool.set_limit()

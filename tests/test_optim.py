@@ -498,10 +498,8 @@ def test_map_arrays_moves_the_whole_state():
     assert {a.dtype for key, a in state.items() if key != "step"} == {np.dtype(np.float32)}
 
 
-@pytest.mark.gpu
 @every_case
-def test_cupy_equals_numpy(make, kwargs):
-    pytest.importorskip("cupy")
+def test_cupy_equals_numpy(cupy, make, kwargs):
     cpu, gpu = random_model(), to_gpu(random_model())
     on_cpu, on_gpu = make(cpu, **kwargs), make(gpu, **kwargs)
     for step in range(5):

@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 
 from minicnn import ops
-from minicnn.cli.options import add_command, add_run, count, open_run
+from minicnn.backend import to_cpu, to_gpu
+from minicnn.cli.options import (
+    add_command,
+    add_device,
+    add_run,
+    choose_device,
+    count,
+    open_run,
+)
 from minicnn.cli.text import bars, complain, picture
 from minicnn.config import Config
 from minicnn.data import read_picture
-from minicnn.layers import Layer
 from minicnn.train import predict
 
 EPILOG = """\
@@ -36,12 +43,16 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--show", action="store_true", help="print the picture as the network sees it"
     )
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the most probable classes of each picture; go on after one that cannot be read."""
     folder = open_run(args)
     model, status = folder.load_model(), 0
+    cuda = choose_device(args.device) == "cuda"
+    if cuda:
+        to_gpu(model)
     for path in args.images:
         try:
             x = _read(path, folder.config)
@@ -51,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         if args.show:
             print("\n".join(picture(x)))
-        print("\n".join(_answer(path, model, x, folder.config.classes, args.top)))
+        outputs = to_cpu(predict(model, to_gpu(x[None]) if cuda else x[None]))  # (1, classes)
+        print("\n".join(_answer(path, outputs, folder.config.classes, args.top)))
     return status
 
 
@@ -61,11 +73,9 @@ def _read(path: str, config: Config) -> np.ndarray:
     )
 
 
-def _answer(
-    path: str, model: Layer, x: np.ndarray, classes: tuple[str, ...], top: int
-) -> list[str]:
+def _answer(path: str, outputs: np.ndarray, classes: tuple[str, ...], top: int) -> list[str]:
     """The lines for one picture, best class first."""
-    probabilities = ops.softmax_forward(predict(model, x[None]))[0][0]  # (classes,)
+    probabilities = ops.softmax_forward(outputs)[0][0]  # (classes,)
     best = np.argsort(-probabilities, kind="stable")[:top]
     names = [classes[i] for i in best]
     lines = bars(names, probabilities[best])

@@ -245,6 +245,8 @@ def _run(args: argparse.Namespace, folder: Run, train: Dataset, test: Dataset) -
 class _StopOnSignal(Callback):
     """Ends the training after the step in which a signal came."""
 
+    needs_loss = False
+
     def __init__(self, received: list[int]) -> None:
         self.received = received
 
@@ -325,11 +327,11 @@ def _fit(
     if augment == AUGMENTATIONS["none"]:
         augment = None
     if args.device == "cuda":
-        to_gpu(trainer.model)
-        to_gpu(trainer.optimizer)
-        # The training pictures stay here, where they are augmented, and follow batch by batch.
-        train, augment = train._replace(y=to_gpu(train.y)), _sending(augment)
-        test = test._replace(x=to_gpu(test.x), y=to_gpu(test.y))
+        trainer, test = to_gpu(trainer), to_gpu(test)
+        if augment is None:
+            train = to_gpu(train)
+        else:  # the pictures stay here, where they are augmented, and follow batch by batch
+            train, augment = train._replace(y=to_gpu(train.y)), _sending(augment)
     trainer.fit(
         train,
         test,
@@ -342,14 +344,14 @@ def _fit(
     )
 
 
-def _sending(augment: Augmentation | None) -> Augmentation:
+def _sending(augment: Augmentation) -> Augmentation:
     """Send what `augment` returns to the GPU."""
-    return lambda x, rng: to_gpu(x if augment is None else augment(x, rng))
+    return lambda x, rng: to_gpu(augment(x, rng))
 
 
 def _draw(trainer: Trainer, test: Dataset, folder: Run) -> list[Path]:
     """Write the pictures of a run that has ended."""
-    model = to_cpu(trainer.model)
+    model = to_cpu(trainer).model
     probabilities, _ = ops.softmax_forward(trainer.predict(test.x))
     figures = {
         "curves": plots.plot_history(trainer.history),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from minicnn.backend import Array
+from minicnn.backend import Array, array_module, is_cupy
 from minicnn.data.dataset import Dataset
 from minicnn.shapes import integer
 
@@ -121,14 +121,21 @@ class Batches:
         order = None
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.x))
+            # Each array by an order that lies where it does: batches are gathered there.
+            x_order, y_order = (_beside(a, order) for a in (self.x, self.y))
         for i in range(start, len(self)):
-            chosen: slice | np.ndarray = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            if order is not None:
-                chosen = order[chosen]
-            x, y = self.x[chosen], self.y[chosen]
+            chosen = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            if order is None:
+                x, y = self.x[chosen], self.y[chosen]
+            else:
+                x, y = self.x[x_order[chosen]], self.y[y_order[chosen]]
             if self.augment is not None:
                 # i + 1, because [seed, epoch, 0] is the generator that drew the order:
                 # NumPy fills short seeds up with zeros.
                 x = x.copy() if order is None else x  # a slice is the data set itself
                 x = self.augment(x, np.random.default_rng([self.seed, epoch, i + 1]))
             yield x, y
+
+
+def _beside(a: Array, order: np.ndarray) -> Array:
+    return array_module(a).asarray(order) if is_cupy(a) else order

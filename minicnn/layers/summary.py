@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from minicnn.shapes import Window
@@ -84,6 +85,17 @@ class Summary(NamedTuple):
         """Bytes of the largest column matrix; the NumPy version works through it in blocks."""
         return self.itemsize * max((row.im2col for row in self.layers), default=0)
 
+    @property
+    def training_bytes(self) -> int:
+        """Bytes at the peak of a training step, one op at a time, about; without the optimiser.
+
+        When the backward pass begins, parameters and gradients, the input and all outputs are
+        there, and the gradients to the output and the input of the layer at work come on top.
+        """
+        sizes = [math.prod(self.input_shape), *(row.activation for row in self.layers)]
+        at_work = max((a + b for a, b in pairwise(sizes)), default=0)
+        return self.itemsize * (2 * self.params + sum(sizes) + at_work)
+
     def _table(self) -> list[list[str]]:
         head = ["", "layer", "output", "rows", "params", "MACs", "output", "im2col", "sees"]
         body = [
@@ -106,7 +118,8 @@ class Summary(NamedTuple):
         return (
             f"input {'x'.join(map(str, self.input_shape))}; {self.params:,} parameters; "
             f"{_count(self.macs)} multiply-adds forward; outputs {_bytes(self.activation_bytes)}; "
-            f"largest im2col matrix {_bytes(self.im2col_bytes)}"
+            f"largest im2col matrix {_bytes(self.im2col_bytes)}; a training step takes about "
+            f"{_bytes(self.training_bytes)}, and what the optimizer keeps"
         )
 
     def __str__(self) -> str:

@@ -272,8 +272,8 @@ VERSIONS = {
     formula: {
         "reference": Version(*map(elementwise, _REFERENCE[formula])),
         "numpy": Version(*map(_whole, _NUMPY[formula])),
+        "numba": _numba(formula),
     }
-    | ({} if formula in ("sigmoid", "tanh", "silu") else {"numba": _numba(formula)})  # slower
     for formula in _REFERENCE
 }
 

@@ -122,11 +122,27 @@ def _spread(dy: Array, win: Window, H: int, W: int) -> Array:
     return dx
 
 
+# ---------------------------------------------------------------- numba (see window_numba.py)
+
+
+def _forward_numba(x: Array, divisor: Array, win: Window) -> Array:
+    from minicnn.ops import window_numba  # imports Numba: only when asked for
+
+    return window_numba.avg_pool_forward(x, divisor, win)
+
+
+def _backward_numba(dy: Array, divisor: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import window_numba
+
+    return window_numba.avg_pool_backward(dy, divisor, x_shape, win)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 

@@ -50,8 +50,11 @@ from minicnn.ops.conv2d_maps import (
     number_of_parts,
     round_up,
 )
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.last import finish
+from minicnn.ops.packed import pack as pack_plan
+from minicnn.ops.packed import unpacker
+from minicnn.ops.share import take
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
@@ -141,15 +144,29 @@ class Plan(NamedTuple):
     pixel_runs: np.ndarray  # (runs, 2)
 
 
+_unpack = unpacker(
+    Plan,
+    {
+        "int64 1": "source_planes target_planes target_from lattice_rows lattice_columns depth "
+        "weight_slots weight_start panel_slot panel_width panel_source",
+        "int32 1": "source_pixels target_pixels",
+        "int32 2": "pixels targets cols",
+        "int64 2": "weight_taps tap_runs pixel_runs_at pixel_runs",
+        "int64 3": "tap_runs_at",
+    },
+)
+
+
 @lru_cache(maxsize=256)
-def _plan(geometry: Geometry, N: int, L: int, unit: int = 1) -> Plan:
+def _plan(geometry: Geometry, N: int, L: int, unit: int = 1) -> tuple[Plan, np.ndarray]:
     """Tabulate the forward of a geometry, or its adjoint, in the cheaper of two packings.
 
-    A band has a multiple of `unit` rows.
+    A band has a multiple of `unit` rows. Also return the plan as kernels get it.
     """
     maps, KW = maps_of(geometry), geometry.window.kernel[1]
     plans = [_tabulate(maps, KW, N, L, images, unit) for images in (1, ROWS)]
-    return min(plans, key=lambda plan: plan.cost * round_up(N, plan.images))
+    plan = min(plans, key=lambda plan: plan.cost * round_up(N, plan.images))
+    return plan, pack_plan(plan)
 
 
 def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, unit: int) -> Plan:
@@ -591,26 +608,36 @@ def _reduce_bias(parts, plan, db):
 
 
 @kernel(parallel=True)
-def _correlate(x, w, bias, y, winner, N, plan, to, packed, sources, targets):
-    phases, panels = plan.depth.size, plan.panel_slot.size
-    for i in numba.prange(phases * panels):
+def _correlate(x, w, bias, y, winner, N, table, to, taken, packed, sources, targets):
+    shape = _unpack(table)
+    for i in numba.prange(shape.depth.size * shape.panel_slot.size):
+        plan = _unpack(table)
+        panels = plan.panel_slot.size
         _pack_weights(w, plan, i // panels, i % panels, packed)
-    threads, items = len(sources), (N + plan.images - 1) // plan.images * plan.bands
-    for t in numba.prange(threads):
-        for i in range(t * items // threads, (t + 1) * items // threads):
+    taken[0] = 0
+    for t in numba.prange(len(sources)):
+        plan = _unpack(table)
+        items = (N + plan.images - 1) // plan.images * plan.bands
+        source, target = sources[t], targets[t]
+        i = take(taken, 0)
+        while i < items:
             n, band = i // plan.bands * plan.images, i % plan.bands
             images = min(plan.images, N - n)
-            own = sources[t], targets[t]
-            _correlate_band(x, packed, bias, y, winner, n, images, band, plan, to, *own)
+            _correlate_band(x, packed, bias, y, winner, n, images, band, plan, to, source, target)
+            i = take(taken, 0)
 
 
 @kernel(parallel=True)
-def _gradient(x, dy, dw, db, N, plan, to, sources, targets, dws, dbs):
-    threads, parts = len(sources), len(dws)
-    items = (N + plan.images - 1) // plan.images * plan.bands
-    for t in numba.prange(threads):
-        for part in range(t * parts // threads, (t + 1) * parts // threads):
-            source, target, dw_, db_ = sources[t], targets[t], dws[part], dbs[part]
+def _gradient(x, dy, dw, db, N, table, to, taken, sources, targets, dws, dbs):
+    shape = _unpack(table)
+    taken[0] = 0
+    for t in numba.prange(len(sources)):
+        plan = _unpack(table)
+        items, parts = (N + plan.images - 1) // plan.images * plan.bands, len(dws)
+        source, target = sources[t], targets[t]
+        part = take(taken, 0)
+        while part < parts:
+            dw_, db_ = dws[part], dbs[part]
             first = part * items // parts
             db_[:] = 0
             for i in range(first, (part + 1) * items // parts):
@@ -618,9 +645,10 @@ def _gradient(x, dy, dw, db, N, plan, to, sources, targets, dws, dbs):
                 images = min(plan.images, N - n)
                 own = source, target, dw_, db_
                 _gradient_band(x, dy, to, n, images, band, plan, *own, i > first)
-    for panel in numba.prange(plan.panel_slot.size):
-        _reduce_panel(dws, panel, plan, dw)
-    _reduce_bias(dbs, plan, db)
+            part = take(taken, 0)
+    for panel in numba.prange(shape.panel_slot.size):
+        _reduce_panel(dws, panel, _unpack(table), dw)
+    _reduce_bias(dbs, shape, db)
 
 
 # ---------------------------------------------------------------- called from conv2d_numba
@@ -649,55 +677,71 @@ def correlate(
     winner: Array | None = None,
 ) -> None:
     """Write the correlation of x with w to y or, for the adjoint, of dy (as x) to dx (as y)."""
-    plan = _plan(geometry, max(1, len(x)), lanes(x.dtype), to.pool_rows)
-    slots = plan.target_planes.size
-    bias = np.zeros(slots, x.dtype)
-    if b is not None:
-        bias[plan.target_planes >= 0] = b
+    correlation(geometry, x, w, b, y, to, winner)()
+
+
+def correlation(
+    geometry: Geometry,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    y: Array,
+    to: Layouts = FIRST,
+    winner: Array | None = None,
+) -> Call:
+    """Return what `correlate` runs."""
+    plan, table = _plan(geometry, max(1, len(x)), lanes(x.dtype), to.pool_rows)
+    there = plan.target_planes >= 0
+    bias = np.zeros(there.size, x.dtype)
+
+    def refresh() -> None:
+        bias[there] = b
+
     threads = numba.get_num_threads()
     source, target = _band_sizes(plan)
-    with buffers(x.dtype, plan.weight_start[-1], threads * source, threads * target) as lent:
-        packed, sources, targets = lent
-        _correlate(
+    return Call(
+        _correlate,
+        (
             flat(x),
             flat(w),
             bias,
             y.reshape(-1),
             np.empty(0, np.uint8) if winner is None else winner.reshape(-1),
             len(x),
-            plan,
+            table,
             to,
-            packed,
-            sources.reshape(threads, -1),
-            targets.reshape(threads, -1),
-        )
+            np.zeros(1, np.int64),
+        ),
+        x.dtype,
+        ((1, int(plan.weight_start[-1])), (threads, source), (threads, target)),
+        lambda packed, *own: (packed[0], *own),
+        None if b is None else refresh,
+    )
 
 
 def weight_gradient(
     geometry: Geometry, x: Array, dy: Array, dw: Array, db: Array, to: Layouts = FIRST
 ) -> None:
     """Write the gradients of w and b to dw and db; the geometry is the forward's."""
-    plan = _plan(geometry, max(1, len(x)), lanes(x.dtype))
+    weight_gradients(geometry, x, dy, dw, db, to)()
+
+
+def weight_gradients(
+    geometry: Geometry, x: Array, dy: Array, dw: Array, db: Array, to: Layouts = FIRST
+) -> Call:
+    """Return what `weight_gradient` runs."""
+    plan, table = _plan(geometry, max(1, len(x)), lanes(x.dtype))
     slots, size = plan.target_planes.size, int(plan.weight_start[-1])
     threads = numba.get_num_threads()
     items = -(-len(x) // plan.images) * plan.bands
     parts = number_of_parts(items, size * x.itemsize)
     source, target = _band_sizes(plan)
-    sizes = threads * source, threads * target, parts * size, parts * slots
-    with buffers(x.dtype, *sizes) as (sources, targets, dws, dbs):
-        _gradient(
-            flat(x),
-            flat(dy),
-            dw.reshape(-1),
-            db,
-            len(x),
-            plan,
-            to,
-            sources.reshape(threads, -1),
-            targets.reshape(threads, -1),
-            dws.reshape(parts, -1),
-            dbs.reshape(parts, -1),
-        )
+    return Call(
+        _gradient,
+        (flat(x), flat(dy), dw.reshape(-1), db, len(x), table, to, np.zeros(1, np.int64)),
+        x.dtype,
+        ((threads, source), (threads, target), (parts, size), (parts, slots)),
+    )
 
 
 def _band_sizes(plan: Plan) -> tuple[int, int]:

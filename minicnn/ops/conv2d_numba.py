@@ -1,8 +1,9 @@
 """conv2d on the CPU in Numba: which kernels run, and the pair for the dict of versions.
 
-Vectors pay when their lanes are full. Where a group writes enough channels, and where many groups
-write one each, the lanes are channels (`conv2d_channels`). Where a group writes few, as for the dx
-of a grey image, the lanes are pixels (`conv2d_planes`). Forward, dx and dw each choose.
+Vectors pay when their lanes are full. Where a group writes enough channels, the lanes are channels
+(`conv2d_channels`). Where a group writes few, as for the dx of a grey image, the lanes are pixels
+(`conv2d_planes`). Where every channel is a group, the lanes are pixels of one row if a row fills
+them (`conv2d_depthwise`), else channels of many groups. Forward, dx and dw each choose.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from minicnn.backend import Array
-from minicnn.ops import conv2d_channels, conv2d_planes
+from minicnn.ops import conv2d_channels, conv2d_depthwise, conv2d_planes
 from minicnn.ops.conv2d_maps import Geometry
 from minicnn.ops.vector import lanes
 from minicnn.shapes import Window
@@ -55,7 +56,9 @@ def _geometry(adjoint: bool, x: Array, w: Array, win: Window, groups: int) -> Ge
 
 def _kernels(geometry: Geometry, x: Array) -> ModuleType:
     L, groups = lanes(x.dtype), geometry.groups
+    if conv2d_depthwise.applies(geometry, L):
+        return conv2d_depthwise
     channels = (geometry.C if geometry.adjoint else geometry.F) // groups  # that a group writes
     if geometry.C == geometry.F == groups:
-        channels = groups  # depthwise, the lanes are channels of many groups
+        channels = groups  # the lanes are channels of many groups
     return conv2d_planes if 2 * channels < L else conv2d_channels

@@ -32,8 +32,10 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.last import OFF, padded, to_first, to_last
+from minicnn.ops.packed import pack, unpacker
+from minicnn.ops.share import take
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
@@ -56,6 +58,8 @@ from minicnn.ops.vector import (
     zeros,
 )
 from minicnn.ops.winograd import (
+    OUTPUTS,
+    lengths,
     load_grid,
     transform_filter,
     transform_input,
@@ -66,7 +70,6 @@ from minicnn.shapes import Window
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
 PARTS_BYTES = 64 << 20  # partial weight gradients may take so much
-OUTPUTS = 4  # M: rows and columns of a tile of y
 SIZES = 3, 5  # R
 
 
@@ -97,11 +100,17 @@ class Plan(NamedTuple):
     pool_columns: int
 
 
+_unpack = unpacker(
+    Plan, {"int64 1": "rows columns dy_rows dy_columns", "int32 1": "channels tiles"}
+)
+
+
 @lru_cache(maxsize=256)
 def _plan(
     C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int, R: int,
     pool: tuple[int, int], L: int, forward: bool,
-) -> Plan:  # fmt: skip
+) -> tuple[Plan, np.ndarray]:  # fmt: skip
+    """Return the plan, and the plan as kernels get it."""
     M, T = OUTPUTS, OUTPUTS + R - 1
     P, Q = round_up(C, L), round_up(F, L)
     # Tiles that a floor-mode pool drops are not computed.
@@ -115,7 +124,7 @@ def _plan(
         at = (np.arange(tiles)[:, None] * M - before + np.arange(width)).ravel()
         return np.where((at >= 0) & (at < size), at * step, OUTSIDE)
 
-    return Plan(
+    plan = Plan(
         source_image=H * W * P,
         target_image=OH * OW * Q,
         C=C,
@@ -139,6 +148,7 @@ def _plan(
         pool_rows=pool[0],
         pool_columns=pool[1],
     )
+    return plan, pack(plan)
 
 
 # ---------------------------------------------------------------- transforms of an item
@@ -273,15 +283,23 @@ def _gradients(v, d, count, plan, du):
 
 
 @kernel()
-def _transform_filter(w, c, turned, plan, taps, side, square, u):
-    """Write U of one channel of the source, panel by panel: ``u[k, panel, c, f]``."""
+def _transform_filter(w, c, turned, plan, taps, side, square, scratch, u):
+    """Write U of one channel of the source, panel by panel: ``u[k, panel, c, f]``.
+
+    Filter f of source channel c is ``w[f, c]``, or of the adjoint ``w[c, f]`` turned round.
+    """
     L, K = lane_count(w), len(taps)
-    at, step = (c * K + K - 1, -plan.Q) if turned else (c * K, plan.Q)
+    at, step = (c * plan.F * K, K) if turned else (c * K, plan.C * K)
     for f in range(0, plan.Q, L):
         panel = f // (2 * L) * (2 * L)
         width = min(2 * L, plan.Q - panel)
         to = panel * plan.C + c * width + f - panel
-        g = tile_load(zeros(w, taps), w, at * plan.Q + f, multiples(0, K - 1, step, taps))
+        for lane in range(L):
+            for k in range(K):
+                tap = K - 1 - k if turned else k
+                there = f + lane < plan.F
+                scratch[k * L + lane] = w[at + (f + lane) * step + tap] if there else 0
+        g = tile_load(zeros(w, taps), scratch, 0, multiples(0, K - 1, L, taps))
         places = multiples(0, len(square) - 1, plan.C * plan.Q, square)
         tile_store(transform_filter(g, side), u, to, places)
 
@@ -306,46 +324,62 @@ def _write_filter(du, c, plan, taps, grid, square, scratch, dw):
 
 @kernel(parallel=True)
 def _correlate(
-    x, w, turned, bias, relu, y, winner, N, plan, grid, taps, side, square, none, u, vs, ms, scratch
+    x, w, turned, bias, relu, y, winner, N, table, corner, none, taken, u, vs, ms, scratch
 ):
-    for c in numba.prange(plan.C):
-        _transform_filter(w, c, turned, plan, taps, side, square, u)
-    threads = len(vs)
-    tiles = N * plan.tile_rows * plan.tile_columns
-    items = (tiles + plan.item - 1) // plan.item
-    for t in numba.prange(threads):
-        for i in range(t * items // threads, (t + 1) * items // threads):
-            first, count = i * plan.item, min(plan.item, tiles - i * plan.item)
-            _transform_source(x, first, count, plan, side, square, none, vs[t])
-            _products(vs[t], u, count, plan, ms[t])
-            _transform_target(
-                ms[t], first, count, plan, grid, square, bias, relu, scratch[t], y, winner
-            )
+    taken[:] = 0
+    for t in numba.prange(len(vs)):
+        plan, mine = _unpack(table), scratch[t]
+        _, taps, side, square = lengths(corner)
+        c = take(taken, 0)
+        while c < plan.C:
+            _transform_filter(w, c, turned, plan, taps, side, square, mine, u)
+            c = take(taken, 0)
+    for t in numba.prange(len(vs)):
+        plan, v, m, mine = _unpack(table), vs[t], ms[t], scratch[t]
+        grid, _, side, square = lengths(corner)
+        tiles = N * plan.tile_rows * plan.tile_columns
+        first = take(taken, 1) * plan.item
+        while first < tiles:
+            count = min(plan.item, tiles - first)
+            _transform_source(x, first, count, plan, side, square, none, v)
+            _products(v, u, count, plan, m)
+            _transform_target(m, first, count, plan, grid, square, bias, relu, mine, y, winner)
+            first = take(taken, 1) * plan.item
 
 
 @kernel(parallel=True)
-def _gradient(x, dy, dw, N, plan, grid, taps, side, square, corner, none, vs, ds, dus, scratch):
-    threads, parts = len(vs), len(dus)
-    tiles = N * plan.tile_rows * plan.tile_columns
-    items = (tiles + plan.item - 1) // plan.item
-    for t in numba.prange(threads):
-        for part in range(t * parts // threads, (t + 1) * parts // threads):
-            dus[part, :] = 0
+def _gradient(x, dy, dw, N, table, corner, none, taken, vs, ds, dus, scratch):
+    taken[:] = 0
+    for t in numba.prange(len(vs)):
+        plan, v, d = _unpack(table), vs[t], ds[t]
+        grid, _, side, square = lengths(corner)
+        tiles, parts = N * plan.tile_rows * plan.tile_columns, len(dus)
+        items = (tiles + plan.item - 1) // plan.item
+        part = take(taken, 0)
+        while part < parts:
+            du = dus[part]
+            du[:] = 0
             for i in range(part * items // parts, (part + 1) * items // parts):
                 first, count = i * plan.item, min(plan.item, tiles - i * plan.item)
-                _transform_source(x, first, count, plan, side, square, none, vs[t])
-                _transform_gradient(dy, first, count, plan, grid, side, square, none, ds[t])
-                _gradients(vs[t], ds[t], count, plan, dus[part])
-    L = lane_count(dw)
-    for k in numba.prange(len(square)):
-        for i in range(k * plan.C * plan.Q, (k + 1) * plan.C * plan.Q, L):
+                _transform_source(x, first, count, plan, side, square, none, v)
+                _transform_gradient(dy, first, count, plan, grid, side, square, none, d)
+                _gradients(v, d, count, plan, du)
+            part = take(taken, 0)
+    for k in numba.prange(_unpack(table).products):
+        shape = _unpack(table)
+        L, size, parts = lane_count(dw), shape.C * shape.Q, len(dus)
+        for i in range(k * size, (k + 1) * size, L):
             total = load(dus[0], i)
             for part in range(1, parts):
                 total = add(total, load(dus[part], i))
             store(dus[0], i, total)
-    for t in numba.prange(threads):
-        for c in range(t * plan.C // threads, (t + 1) * plan.C // threads):
-            _write_filter(dus[0], c, plan, taps, corner, square, scratch[t], dw)
+    for t in numba.prange(len(vs)):
+        plan, mine, du = _unpack(table), scratch[t], dus[0]
+        _, taps, _, square = lengths(corner)
+        c = take(taken, 1)
+        while c < plan.C:
+            _write_filter(du, c, plan, taps, corner, square, mine, dw)
+            c = take(taken, 1)
 
 
 # ---------------------------------------------------------------- entry points
@@ -374,96 +408,116 @@ def forward(
     winner: Array | None = None,
 ) -> None:
     """Write y (N, OH, OW, Q), or the pooled y and who won, from x (N, H, W, P) and w."""
+    correlation(x, w, b, win, y, relu=relu, pool=pool, winner=winner)()
+
+
+def correlation(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    win: Window,
+    y: Array,
+    *,
+    relu: bool = False,
+    pool: tuple[int, int] = (1, 1),
+    winner: Array | None = None,
+) -> Call:
+    """Return what `forward` runs."""
     F, C, R, _ = w.shape
     H, W = x.shape[1:3]
-    filters = np.empty((1, C * R * R, 1, padded(F, w.dtype)), w.dtype)
-    to_last(w.reshape(1, F, C * R * R, 1), filters)
     (top, _), (left, _) = win.padding
     sizes = C, H, W, F, *win.output_size("conv2d", H, W), top, left
-    _run(sizes, R, x, filters, False, b, relu, pool, y, winner)
+    return _call(sizes, R, x, w, False, b, relu, pool, y, winner)
 
 
 def input_gradient(dy: Array, w: Array, win: Window, dx: Array) -> None:
     """Write dx (N, H, W, P) from dy (N, OH, OW, Q): the forward with w turned round."""
+    input_gradients(dy, w, win, dx)()
+
+
+def input_gradients(x: Array, w: Array, win: Window, dx: Array) -> Call:
+    """Return what `input_gradient` runs; x is dy, which is its input."""
     F, C, R, _ = w.shape
-    filters = np.empty((F, R * R, 1, padded(C, w.dtype)), w.dtype)
-    to_last(w.reshape(F, C, R * R, 1), filters)
     (top, _), (left, _) = win.padding
-    sizes = F, *dy.shape[1:3], C, *dx.shape[1:3], R - 1 - top, R - 1 - left
-    _run(sizes, R, dy, filters, True, None, False, (1, 1), dx, None)
+    sizes = F, *x.shape[1:3], C, *dx.shape[1:3], R - 1 - top, R - 1 - left
+    return _call(sizes, R, x, w, True, None, False, (1, 1), dx, None)
 
 
-def _lengths(R: int) -> tuple[tuple[int, ...], ...]:
-    """Return tuples of M, R*R, T and T*T zeros: their lengths choose the kernels."""
-    T = OUTPUTS + R - 1
-    return (0,) * OUTPUTS, (0,) * (R * R), (0,) * T, (0,) * (T * T)
-
-
-def _run(
-    sizes: tuple[int, ...], R: int, x: Array, filters: Array, turned: bool, b: Array | None,
+def _call(
+    sizes: tuple[int, ...], R: int, x: Array, w: Array, turned: bool, b: Array | None,
     relu: bool, pool: tuple[int, int], y: Array, winner: Array | None,
-) -> None:  # fmt: skip
-    M, L = OUTPUTS, lanes(x.dtype)
-    plan = _plan(*sizes, R, pool, L, True)
+) -> Call:  # fmt: skip
+    L = lanes(x.dtype)
+    plan, table = _plan(*sizes, R, pool, L, True)
     bias = np.zeros(plan.Q, x.dtype)
-    if b is not None:
-        bias[: len(b)] = b
+
+    def refresh() -> None:
+        bias[: plan.F] = b
+
     threads = numba.get_num_threads()
-    lent = (
-        plan.products * plan.C * plan.Q,
-        threads * plan.products * plan.source_step,
-        threads * plan.products * plan.target_step,
-        threads * M * M * L,
-    )
-    with buffers(x.dtype, *lent) as (u, *own):
-        _correlate(
+    return Call(
+        _correlate,
+        (
             flat(x),
-            flat(filters),
+            flat(w),
             turned,
             bias,
             relu,
             y.reshape(-1),
             np.empty(0, np.uint8) if winner is None else winner.reshape(-1),
             len(x),
-            plan,
-            *_lengths(R),
+            table,
+            (0,) * R,  # its length chooses the kernel
             np.zeros(L, x.dtype),
-            u,
-            *(a.reshape(threads, -1) for a in own),
-        )
+            np.zeros(2, np.int64),
+        ),
+        x.dtype,
+        (
+            (1, plan.products * plan.C * plan.Q),
+            (threads, plan.products * plan.source_step),
+            (threads, plan.products * plan.target_step),
+            (threads, max(OUTPUTS, R) ** 2 * L),
+        ),
+        lambda u, *own: (u[0], *own),
+        None if b is None else refresh,
+    )
 
 
 def weight_gradient(x: Array, dy: Array, win: Window, dw: Array) -> None:
     """Write dw (F, C, R, R) from x (N, H, W, P) and dy (N, OH, OW, Q)."""
+    weight_gradients(x, dy, win, dw)()
+
+
+def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
+    """Return what `weight_gradient` runs."""
     F, C, R, _ = dw.shape
     L = lanes(x.dtype)
     (top, _), (left, _) = win.padding
-    plan = _plan(C, *x.shape[1:3], F, *dy.shape[1:3], top, left, R, (1, 1), L, False)
+    plan, table = _plan(C, *x.shape[1:3], F, *dy.shape[1:3], top, left, R, (1, 1), L, False)
     size = plan.products * C * plan.Q
     items = -(-len(x) * plan.tile_rows * plan.tile_columns // plan.item)
     parts = max(1, min(16, items, max(2, PARTS_BYTES // (size * x.itemsize))))
     threads = numba.get_num_threads()
-    lent = (
-        threads * plan.products * plan.source_step,
-        threads * plan.products * plan.target_step,
-        parts * size,
-        threads * R * R * L,
-    )
-    with buffers(x.dtype, *lent) as (v, d, du, scratch):
-        _gradient(
+    return Call(
+        _gradient,
+        (
             flat(x),
             flat(dy),
             dw.reshape(-1),
             len(x),
-            plan,
-            *_lengths(R),
+            table,
             (0,) * R,
             np.zeros(L, x.dtype),
-            v.reshape(threads, -1),
-            d.reshape(threads, -1),
-            du.reshape(parts, -1),
-            scratch.reshape(threads, -1),
-        )
+            np.zeros(2, np.int64),
+        ),
+        x.dtype,
+        (
+            (threads, plan.products * plan.source_step),
+            (threads, plan.products * plan.target_step),
+            (parts, size),
+            (threads, R * R * L),
+        ),
+    )
 
 
 # ---------------------------------------------------------------- arrays in layout FIRST

@@ -34,10 +34,11 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
 from minicnn.ops.copy_numba import clear, copy
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
+from minicnn.ops.packed import pack, unpacker
+from minicnn.ops.share import take
 from minicnn.ops.vector import (
     BLOCK,
-    VECTOR_BYTES,
     add,
     lane_count,
     lanes,
@@ -54,7 +55,8 @@ from minicnn.shapes import Window
 
 OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
 # Tiles (R, V) to choose from, each compiled when first used: 16 registers with AVX, else 32.
-TILES = ((3, 4), (5, 2), (8, 1)) if VECTOR_BYTES == 32 else ((5, 5), (3, 6), (8, 1))
+# Few, so that what a tile needs of all filters stays in the L1 cache.
+TILES = (5, 2), (3, 3), (8, 1)
 FILTERS = 8  # of a group: an item of work for dw
 ENTRIES = 48  # of a list for dw at least, where there are so many windows: a tile is loaded and
 PIXELS = 64  # stored once a list. For dx, the windows of a block.
@@ -89,11 +91,15 @@ class Plan(NamedTuple):
     weight_at: np.ndarray  # (tiles * R * V * L,) number of the unit in w[f], or -1 in empty lanes
 
 
+_unpack = unpacker(Plan, {"int32 1": "window_at position_at unit_at weight_at"})
+
+
 @lru_cache(maxsize=256)
 def plan_of(
     C: int, H: int, W: int, F: int, win: Window, pool: tuple[int, int], N: int, L: int
-) -> tuple[Plan, tuple[int, ...], tuple[int, ...]]:
-    """Return the plan, and tuples of R and V zeros: their lengths choose the kernels."""
+) -> tuple[Plan, np.ndarray, tuple[int, ...], tuple[int, ...]]:
+    """Return the plan, the plan as kernels get it, and tuples of R and V zeros: their lengths
+    choose the kernels."""
     (KH, KW), (SH, SW), (DH, DW) = win.kernel, win.stride, win.dilation
     (top, _), (left, _) = win.padding
     HB, WB = win.padded(H, W)
@@ -152,7 +158,7 @@ def plan_of(
         unit_at=(tap_at[tap[:, 0]] + channel[:, 0]).astype(np.int32),
         weight_at=weight_at.astype(np.int32).ravel(),
     )
-    return plan, (0,) * R, (0,) * V
+    return plan, pack(plan), (0,) * R, (0,) * V
 
 
 def _tile(runs: int, vectors: int) -> tuple[int, int]:
@@ -348,88 +354,35 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
 
 @kernel(parallel=True)
 def _backward(
-    x,
-    dy,
-    winner,
-    w,
-    dw,
-    db,
-    dx,
-    N,
-    accumulate,
-    plan,
-    R,
-    V,
-    weights,
-    padding,
-    padded,
-    at_of,
-    g,
-    count,
-    sums,
-    dbs,
-):
-    threads = len(padding)
-    blocks = (N + plan.pixel_images - 1) // plan.pixel_images
-    if not dx.size:
-        blocks = 0
-    else:
-        for f in numba.prange(plan.filters):
-            _pack_filter(w, f, plan, weights)
-    groups = (plan.filters + FILTERS - 1) // FILTERS
-    # Every block costs its images times all filters, and every group the reverse: the items lie on
-    # a line of costs, which is cut into as many pieces as there are threads.
-    items = blocks + groups
-    half = 2 if blocks else 1
-    for t in numba.prange(threads):
-        for i in range(items):
-            if i < blocks:
-                middle = (i + 0.5) / (half * blocks)
-            else:
-                middle = (half - 1 + (i - blocks + 0.5) / groups) / half
-            if int(middle * threads) != t:
-                continue
-            if i < blocks:
-                n = i * plan.pixel_images
-                images = min(plan.pixel_images, N - n)
-                _scatter_block(
-                    dy,
-                    winner,
-                    weights,
-                    n,
-                    images,
-                    plan,
-                    R,
-                    V,
-                    padding[t],
-                    at_of[t],
-                    g[t],
-                    count[t],
-                    dx,
-                )
-            else:
-                f = (i - blocks) * FILTERS
-                filters = min(FILTERS, plan.slots - f)
-                clear(dbs[t], 0, FILTERS)
-                _gradient_group(
-                    x,
-                    dy,
-                    winner,
-                    N,
-                    f,
-                    filters,
-                    plan,
-                    R,
-                    V,
-                    padding[t],
-                    padded[t],
-                    at_of[t],
-                    g[t],
-                    count[t],
-                    sums[t],
-                    dbs[t],
-                )
-                _write_group(sums[t], dbs[t], f, filters, plan, len(R), accumulate, dw, db)
+    x, dy, winner, w, dw, db, dx, N, accumulate, table, R, V, taken,
+    weights, padding, padded, at_of, g, count, sums, dbs,
+):  # fmt: skip
+    if dx.size:
+        for f in numba.prange(_unpack(table).filters):
+            _pack_filter(w, f, _unpack(table), weights)
+    taken[0] = 0
+    for t in numba.prange(len(padding)):
+        plan = _unpack(table)
+        mine = padding[t], at_of[t], g[t], count[t]
+        # Blocks of images for dx, then groups of filters for dw.
+        blocks = (N + plan.pixel_images - 1) // plan.pixel_images if dx.size else 0
+        groups = (plan.filters + FILTERS - 1) // FILTERS
+        i = take(taken, 0)
+        while i < blocks:
+            n = i * plan.pixel_images
+            images = min(plan.pixel_images, N - n)
+            _scatter_block(dy, winner, weights, n, images, plan, R, V, *mine, dx)
+            i = take(taken, 0)
+        own, sums_, dbs_ = padded[t], sums[t], dbs[t]
+        while i < blocks + groups:
+            f = (i - blocks) * FILTERS
+            filters = min(FILTERS, plan.slots - f)
+            clear(dbs_, 0, FILTERS)
+            _gradient_group(
+                x, dy, winner, N, f, filters, plan, R, V, mine[0], own, *mine[1:], sums_, dbs_
+            )
+            _write_group(sums_, dbs_, f, filters, plan, len(R), accumulate, dw, db)
+            i = take(taken, 0)
 
 
 def backward(
@@ -443,15 +396,14 @@ def backward(
     win: Window,
     pool: tuple[int, int],
     accumulate: bool,
-) -> None:
-    """Write the gradients of x and of w and b, or add the latter two.
+) -> Call:
+    """Return what writes the gradients of x and of w and b, or adds the latter two.
 
     x and dx are (N, H, W, P); dy and winner, those of the pooled map, are (N, PH, PW, slots).
     """
     F, C = w.shape[:2]
     N, H, W, _ = x.shape
-    L = lanes(x.dtype)
-    plan, R, V = plan_of(C, H, W, F, win, pool, max(1, N), L)
+    plan, table, R, V = plan_of(C, H, W, F, win, pool, max(1, N), lanes(x.dtype))
     threads = numba.get_num_threads()
     size = plan.weight_at.size
     images = max(plan.filter_images, plan.pixel_images)
@@ -459,17 +411,10 @@ def backward(
     pixels = plan.pixel_images * plan.pixel_windows * plan.positions
     entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, pixels * F)
     counts = max(FILTERS, pixels)
-    with buffers(
-        x.dtype,
-        0 if dx is None else size * plan.slots,
-        threads * padding,
-        threads * entries,
-        2 * threads * FILTERS * size,
-        threads * -(-entries * 4 // x.itemsize),
-        threads * counts * (8 // x.itemsize),
-        threads * FILTERS * (8 // x.itemsize),
-    ) as (weights, paddings, g, sums, at_of, count, dbs):
-        _backward(
+
+    return Call(
+        _backward,
+        (
             flat(x),
             flat(dy),
             flat(winner),
@@ -479,15 +424,26 @@ def backward(
             np.empty(0, x.dtype) if dx is None else dx.reshape(-1),
             N,
             accumulate,
-            plan,
+            table,
             R,
             V,
-            weights,
-            paddings.reshape(threads, -1),
-            flat(paddings).reshape(threads, -1),
-            at_of.view(np.int32).reshape(threads, -1),
-            g.reshape(threads, -1),
-            count.view(np.int64).reshape(threads, -1),
-            sums.reshape(threads, -1),
-            dbs.view(np.float64).reshape(threads, -1),
-        )
+            np.zeros(1, np.int64),
+        ),
+        x.dtype,
+        (
+            (1, 0 if dx is None else size * plan.slots),
+            (threads, padding),
+            (threads, entries, np.int32),
+            (threads, entries),
+            (threads, counts, np.int64),
+            (threads, 2 * FILTERS * size),
+            (threads, FILTERS, np.float64),
+        ),
+        lambda weights, padding, *own: (weights[0], padding, _read_only(padding), *own),
+    )
+
+
+def _read_only(a: Array) -> Array:
+    view = a.view()
+    view.flags.writeable = False
+    return view

@@ -12,6 +12,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops import conv_block_lists, conv_block_patches
 from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.jit import Call
 from minicnn.ops.vector import lanes
 from minicnn.shapes import Pair, Window
 
@@ -30,7 +31,26 @@ def backward(
     x_last: bool = True,
     accumulate: bool = False,
 ) -> None:
-    """Write the gradients of a block of one group, or add dw and db with `accumulate`.
+    """Write the gradients of a block of one group, or add dw and db with `accumulate`: see
+    `gradients`."""
+    gradients(x, dy, winner, w, dw, db, dx, win, pool, x_last=x_last, accumulate=accumulate)()
+
+
+def gradients(
+    x: Array,
+    dy: Array,
+    winner: Array,
+    w: Array,
+    dw: Array,
+    db: Array,
+    dx: Array | None,
+    win: Window,
+    pool: Pair,
+    *,
+    x_last: bool = True,
+    accumulate: bool = False,
+) -> Call:
+    """Return what `backward` runs.
 
     Parameters
     ----------
@@ -44,11 +64,10 @@ def backward(
         None where it is not wanted; otherwise written, with zeros in surplus channels.
     """
     if x_last:
-        conv_block_lists.backward(x, dy, winner, w, dw, db, dx, win, pool, accumulate)
-        return
+        return conv_block_lists.backward(x, dy, winner, w, dw, db, dx, win, pool, accumulate)
     if dx is not None:
         raise ValueError("conv_block: dx: expected None for x of shape (N, C, H, W)")
-    conv_block_patches.weight_gradient(x, dy, winner, dw, db, win, pool, accumulate)
+    return conv_block_patches.weight_gradient(x, dy, winner, dw, db, win, pool, accumulate)
 
 
 def backward_first(

@@ -25,7 +25,9 @@ from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import number_of_parts, round_up
 from minicnn.ops.conv_block_lists import OFF
 from minicnn.ops.copy_numba import clear, copy
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
+from minicnn.ops.packed import pack, unpacker
+from minicnn.ops.share import take
 from minicnn.ops.vector import (
     BLOCK,
     VECTOR_BYTES,
@@ -74,11 +76,15 @@ class Plan(NamedTuple):
     filters: int
 
 
+_unpack = unpacker(Plan, {})
+
+
 @lru_cache(maxsize=256)
 def _plan(
     C: int, H: int, W: int, F: int, win: Window, pool: tuple[int, int], L: int
-) -> tuple[Plan, tuple[int, ...], tuple[int, ...]]:
-    """Return the plan, and tuples of R and V zeros: their lengths choose the kernels."""
+) -> tuple[Plan, np.ndarray, tuple[int, ...], tuple[int, ...]]:
+    """Return the plan, the plan as kernels get it, and tuples of R and V zeros: their lengths
+    choose the kernels."""
     OH, OW = win.output_size("conv_block", H, W)
     PH, PW = OH // pool[0], OW // pool[1]
     weights = C * win.kernel[0] * win.kernel[1]
@@ -112,7 +118,7 @@ def _plan(
         slots=round_up(F, L),
         filters=F,
     )
-    return plan, (0,) * R, (0,) * V
+    return plan, pack(plan), (0,) * R, (0,) * V
 
 
 @kernel()
@@ -200,37 +206,36 @@ def _add_band(at_of, g, windows, patches, plan, R, V, sums, bias, db):
 
 @kernel(parallel=True)
 def _weight_gradient(
-    x, dy, winner, dw, db, N, accumulate, plan, R, V, rows, patches, at_of, g, bias, dws, dbs
-):
-    threads, parts = len(rows), len(dws)
-    for t in numba.prange(threads):
-        for part in range(t * parts // threads, (t + 1) * parts // threads):
-            clear(dws[part], 0, dws.shape[1])
-            clear(dbs[part], 0, dbs.shape[1])
+    x, dy, winner, dw, db, N, accumulate, table, R, V, taken,
+    rows, patches, at_of, g, bias, dws, dbs,
+):  # fmt: skip
+    taken[0] = 0
+    for t in numba.prange(len(rows)):
+        plan, parts = _unpack(table), len(dws)
+        rows_, patches_, at, g_, bias_ = rows[t], patches[t], at_of[t], g[t], bias[t]
+        part = take(taken, 0)
+        while part < parts:
+            dw_, db_ = dws[part], dbs[part]
+            clear(dw_, 0, dw_.size)
+            clear(db_, 0, db_.size)
             for n in range(part * N // parts, (part + 1) * N // parts):
                 for first in range(0, plan.window_rows, plan.band):
                     end = min(plan.window_rows, first + plan.band)
-                    _copy_rows(x, n, first * plan.pool_rows, plan, rows[t])
-                    _write_patches(rows[t], (end - first) * plan.pool_rows, plan, patches[t])
-                    _list_windows(dy, winner, n, first, end, plan, at_of[t], g[t])
+                    _copy_rows(x, n, first * plan.pool_rows, plan, rows_)
+                    _write_patches(rows_, (end - first) * plan.pool_rows, plan, patches_)
+                    _list_windows(dy, winner, n, first, end, plan, at, g_)
                     windows = (end - first) * plan.window_columns
-                    _add_band(
-                        at_of[t],
-                        g[t],
-                        windows,
-                        patches[t],
-                        plan,
-                        R,
-                        V,
-                        dws[part],
-                        bias[t],
-                        dbs[part],
-                    )
+                    _add_band(at, g_, windows, patches_, plan, R, V, dw_, bias_, db_)
+            part = take(taken, 0)
+    plan, parts, sums = _unpack(table), len(dws), dws[0]
+    L = lane_count(sums)
+    for part in range(1, parts):
+        more = dws[part]
+        for i in range(0, plan.slots * plan.patch, L):
+            store(sums, i, add(load(sums, i), load(more, i)))
     for f in range(plan.filters):
         for i in range(plan.weights):
-            total = dws[0, f * plan.patch + i]
-            for part in range(1, parts):
-                total += dws[part, f * plan.patch + i]
+            total = sums[f * plan.patch + i]
             e = f * plan.weights + i
             dw[e] = dw[e] + total if accumulate else total
         bias_total = 0.0
@@ -248,28 +253,20 @@ def weight_gradient(
     win: Window,
     pool: tuple[int, int],
     accumulate: bool,
-) -> None:
-    """Write the gradients of w and b, or add them. x is (N, C, H, W), dy and winner of the pooled
-    map (N, PH, PW, slots)."""
+) -> Call:
+    """Return what writes the gradients of w and b, or adds them. x is (N, C, H, W), dy and winner
+    of the pooled map (N, PH, PW, slots)."""
     N, C, H, W = x.shape
     L = lanes(x.dtype)
-    plan, R, V = _plan(C, H, W, len(dw), win, pool, L)
+    plan, table, R, V = _plan(C, H, W, len(dw), win, pool, L)
     threads = numba.get_num_threads()
     parts = number_of_parts(max(1, N), plan.slots * plan.patch * x.itemsize)
     windows = plan.band * plan.window_columns
     pixels = windows * plan.pool_rows * plan.pool_columns
     entries = windows * plan.slots
-    with buffers(
-        x.dtype,
-        threads * (C * plan.buffer_rows * plan.buffer_columns + L),
-        threads * (pixels * plan.patch + plan.kernel_columns + L),
-        threads * -(-entries * 4 // x.itemsize),
-        threads * entries,
-        threads * plan.slots,
-        parts * plan.slots * plan.patch,
-        parts * plan.slots * (8 // x.itemsize),
-    ) as (rows, patches, at_of, g, bias, dws, dbs):
-        _weight_gradient(
+    return Call(
+        _weight_gradient,
+        (
             flat(x),
             flat(dy),
             flat(winner),
@@ -277,14 +274,19 @@ def weight_gradient(
             db,
             N,
             accumulate,
-            plan,
+            table,
             R,
             V,
-            rows.reshape(threads, -1),
-            patches.reshape(threads, -1),
-            at_of.view(np.int32).reshape(threads, -1),
-            g.reshape(threads, -1),
-            bias.reshape(threads, -1),
-            dws.reshape(parts, -1),
-            dbs.view(np.float64).reshape(parts, -1),
-        )
+            np.zeros(1, np.int64),
+        ),
+        x.dtype,
+        (
+            (threads, C * plan.buffer_rows * plan.buffer_columns + L),
+            (threads, pixels * plan.patch + plan.kernel_columns + L),
+            (threads, entries, np.int32),
+            (threads, entries),
+            (threads, plan.slots),
+            (parts, plan.slots * plan.patch),
+            (parts, plan.slots, np.float64),
+        ),
+    )

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, Version, array_module, as_arrays, is_cupy, pick
+from minicnn.backend import Array, Version, array_module, as_arrays, is_cupy, pick, recording
 from minicnn.ops.losses import check_reduction, reduce, upstream
 from minicnn.ops.softmax import VERSIONS as SOFTMAX
 from minicnn.shapes import check_shape, integer, number
@@ -65,10 +65,13 @@ def _a_of_labels(
 ) -> tuple[Array, Any]:
     """Return `a` (N, C, D1, ...) and the labels' total weight."""
     C = x.shape[1]
-    target, kept = _labels(op, x, target, integer(op, "ignore_index", ignore_index, -(2**63)))
+    xp, ignore_index = array_module(x), integer(op, "ignore_index", ignore_index, -(2**63))
+    target, kept, bad = _labels(op, x, target, ignore_index)
     w = _per_class(x, weight)
-    classes = _per_class(x, array_module(x).arange(C))
+    classes = _per_class(x, xp.arange(C))
     a = w * ((target[:, None] == classes) & kept[:, None])  # (N, C, D1, ...)
+    if bad is not None:
+        a = xp.where(bad[:, None], np.nan, a)
     total = a.sum(dtype=np.float64)
     if smoothing:
         a = (1 - smoothing) * a + smoothing / C * w * kept[:, None]
@@ -351,8 +354,12 @@ def _holds_floats(target: Any) -> bool:
     return getattr(getattr(target, "dtype", None), "kind", "") == "f"
 
 
-def _labels(op: str, x: Array, target: Any, ignore_index: int) -> tuple[Array, Array]:
-    """Return the labels as int64 in C order, and which of them count."""
+def _labels(
+    op: str, x: Array, target: Any, ignore_index: int
+) -> tuple[Array, Array, Array | None]:
+    """Return the labels as int64 in C order, which of them count, and in a recorded step, where
+    nobody can look at them, which are wrong.
+    """
     xp, C = array_module(x), x.shape[1]
     if not isinstance(target, np.ndarray) and not is_cupy(target):
         raise TypeError(
@@ -373,10 +380,12 @@ def _labels(op: str, x: Array, target: Any, ignore_index: int) -> tuple[Array, A
     target = xp.asarray(target, dtype=np.int64, order="C")
     kept = target != ignore_index
     bad = kept & ((target < 0) | (target >= C))
+    if recording():
+        return target, kept, bad
     if bad.any():
         position = tuple(int(i[0]) for i in xp.nonzero(bad))
         raise ValueError(
             f"{op}: target: expected labels in 0..{C - 1}, got {int(target[position])} "
             f"at position {position}"
         )
-    return target, kept
+    return target, kept, None

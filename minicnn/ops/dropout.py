@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, Version, array_module, as_arrays, pick
+from minicnn.backend import Array, Version, array_module, as_arrays, from_host, pick
 from minicnn.shapes import check_shape, integer, number
 
 
@@ -150,7 +150,6 @@ def _draw(x: Array, p: float, rng: Any) -> Array:
             "dropout: rng: expected a numpy.random.Generator or a seed in training, got None "
             "(fix: pass a Generator, rng=numpy.random.default_rng(0))"
         )
-    if not isinstance(rng, np.random.Generator):
-        rng = np.random.default_rng(integer("dropout", "rng", rng, 0))
-    keep = rng.random(x.shape, np.float32) >= p
-    return xp.asarray(keep) * x.dtype.type(1 / (1 - p))
+    seed = rng if isinstance(rng, np.random.Generator) else integer("dropout", "rng", rng, 0)
+    keep = from_host(x, lambda: np.random.default_rng(seed).random(x.shape, np.float32) >= p)
+    return keep * x.dtype.type(1 / (1 - p))

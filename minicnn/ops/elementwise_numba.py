@@ -8,6 +8,10 @@ others. All arithmetic is in float64, whatever the arrays hold: reading memory t
 
 `exp` and its kin are written out in additions and multiplications, as LLVM makes vectors of those
 but not of calls. They are within a few units in the last place of float64.
+
+sigmoid, tanh and silu are formulas of whole vectors, in the arrays' own type: float64 made them
+slower than NumPy, whose exponential function is of vectors too. They have the same loops again,
+`_map_vectors` and `_map2_vectors`.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import numpy as np
 from numba.extending import overload, register_jitable
 
 from minicnn.backend import Array
+from minicnn.ops import vector
 from minicnn.ops.activations import BELL, TAIL
 from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.vector import constant, lane_count, load, load_part, store, store_part, zero
 
 INLINE: Any = {"forceinline": True}  # LLVM makes no vectors of a loop that calls
 inlined = register_jitable(**INLINE)
@@ -103,12 +109,6 @@ def sigmoid(x):
 
 
 @inlined
-def tanh(x):
-    t = expm1(-2 * abs(x))
-    return math.copysign(-t / (2 + t), x)
-
-
-@inlined
 def softplus(x):
     return (x if not x < 0 else 0.0) + log1p_of_exp(-abs(x))
 
@@ -122,6 +122,39 @@ def normal(x):
     bell = exp(-h * h / 2) * exp((h - a) * (h + a) / 2)
     p = _normal_tail((a - 5) / (a + 5)) * bell / (a + 5)
     return (1 - p if x > 0 else p), BELL * bell
+
+
+# ---------------------------------------------------------------- functions of one vector
+
+
+@inlined
+def vector_sigmoid(x):
+    one = constant(1, x)
+    return vector.div(one, vector.add(one, vector.exp(vector.sub(constant(0, x), x))))
+
+
+@inlined
+def _vector_tanh(x):
+    t = vector.expm1(vector.mul(constant(-2, x), vector.absolute(x)))
+    return vector.copysign(vector.div(t, vector.add(constant(2, x), t)), x)
+
+
+@inlined
+def _sigmoid_gradient(dy, y):
+    return vector.mul(vector.mul(dy, y), vector.sub(constant(1, y), y))
+
+
+@inlined
+def _tanh_gradient(dy, y):
+    one = constant(1, y)
+    return vector.mul(vector.mul(dy, vector.sub(one, y)), vector.add(one, y))
+
+
+@inlined
+def _silu_gradient(dy, x):
+    rest = vector_sigmoid(vector.sub(constant(0, x), x))  # 1 - s(x), without cancellation
+    slope = vector.fma(x, rest, constant(1, x))
+    return vector.mul(vector.mul(dy, vector_sigmoid(x)), slope)
 
 
 # ---------------------------------------------------------------- formulas
@@ -195,11 +228,11 @@ _VALUES: dict[type, Callable[..., Any]] = {
     Relu: lambda f, x: 0.0 if x <= 0 else x,
     LeakyRelu: lambda f, x: x if x > 0 else f.slope * x,
     Elu: lambda f, x: x if x > 0 else f.alpha * expm1(x),
-    Sigmoid: lambda f, x: sigmoid(x),
-    Tanh: lambda f, x: tanh(x),
+    Sigmoid: lambda f, x: vector_sigmoid(x),
+    Tanh: lambda f, x: _vector_tanh(x),
     Gelu: lambda f, x: x * normal(x)[0],
     GeluTanh: lambda f, x: x * sigmoid(_u(x)),
-    Silu: lambda f, x: x * sigmoid(x),
+    Silu: lambda f, x: vector.mul(x, vector_sigmoid(x)),
     Softplus: lambda f, x: x if f.beta * x > f.threshold else softplus(f.beta * x) / f.beta,
 }
 
@@ -208,22 +241,25 @@ _VALUES_OF_TWO: dict[type, Callable[..., Any]] = {
     Relu: lambda f, dy, y: dy if y > 0 else 0.0,
     LeakyRelu: lambda f, dy, x: dy if x > 0 else dy * f.slope,
     Elu: lambda f, dy, x: dy if x > 0 else dy * f.alpha * exp(x),
-    Sigmoid: lambda f, dy, y: dy * y * (1 - y),
-    Tanh: lambda f, dy, y: dy * (1 - y) * (1 + y),
+    Sigmoid: lambda f, dy, y: _sigmoid_gradient(dy, y),
+    Tanh: lambda f, dy, y: _tanh_gradient(dy, y),
     Gelu: lambda f, dy, x: dy * _gelu_slope(x),
     GeluTanh: lambda f, dy, x: dy * sigmoid(_u(x)) * (1 + x * sigmoid(-_u(x)) * _du(x)),
-    Silu: lambda f, dy, x: dy * sigmoid(x) * (1 + x * sigmoid(-x)),
+    Silu: lambda f, dy, x: _silu_gradient(dy, x),
     Softplus: lambda f, dy, x: dy if f.beta * x > f.threshold else dy * sigmoid(f.beta * x),
     Product: lambda f, a, b: a * b,
 }
 
 
+OF_VECTORS = Sigmoid, Tanh, Silu  # the other formulas are of numbers
+
+
 def _value(f, x):
-    """The formula's function of one number; compiled code only."""
+    """The formula's function of one number or vector; compiled code only."""
 
 
 def _value_of_two(f, a, b):
-    """The formula's function of two numbers; compiled code only."""
+    """The formula's function of two numbers or vectors; compiled code only."""
 
 
 @overload(_value, jit_options=INLINE)
@@ -260,6 +296,33 @@ def _map2(f, a, b, y):
             y_[i] = _value_of_two(f, np.float64(a_[i]), np.float64(b_[i]))
 
 
+@kernel(parallel=True)
+def _map_vectors(f, x, y):
+    L = lane_count(x)
+    for k in numba.prange((x.size + CHUNK - 1) // CHUNK):
+        end = min(x.size, (k + 1) * CHUNK)
+        whole = end - end % L
+        for i in range(k * CHUNK, whole, L):
+            store(y, i, _value(f, load(x, i)))
+        if whole < end:
+            n = end - whole
+            store_part(y, whole, n, _value(f, load_part(x, whole, n, zero(x))))
+
+
+@kernel(parallel=True)
+def _map2_vectors(f, a, b, y):
+    L = lane_count(a)
+    for k in numba.prange((a.size + CHUNK - 1) // CHUNK):
+        end = min(a.size, (k + 1) * CHUNK)
+        whole = end - end % L
+        for i in range(k * CHUNK, whole, L):
+            store(y, i, _value_of_two(f, load(a, i), load(b, i)))
+        if whole < end:
+            n = end - whole
+            u, v = load_part(a, whole, n, zero(a)), load_part(b, whole, n, zero(b))
+            store_part(y, whole, n, _value_of_two(f, u, v))
+
+
 FORMULAS: dict[str, Callable[..., Any]] = {
     "relu": Relu,
     "leaky_relu": LeakyRelu,
@@ -276,15 +339,16 @@ FORMULAS: dict[str, Callable[..., Any]] = {
 
 def map_one(formula: str, x: Array, *params: float) -> Array:
     """Return the value of the formula for every number of x, in x's shape and dtype."""
-    y = np.empty_like(x)
+    y, f = np.empty_like(x), FORMULAS[formula](*params)
     with buffers(x.dtype):
-        _map(FORMULAS[formula](*params), flat(x), y.reshape(-1))
+        (_map_vectors if isinstance(f, OF_VECTORS) else _map)(f, flat(x), y.reshape(-1))
     return y
 
 
 def map_two(formula: str, a: Array, b: Array, *params: float) -> Array:
     """Return the value of the formula for all pairs of numbers, of a and b of one shape."""
-    y = np.empty_like(a)
+    y, f = np.empty_like(a), FORMULAS[formula](*params)
     with buffers(a.dtype):
-        _map2(FORMULAS[formula](*params), flat(a), flat(b), y.reshape(-1))
+        run = _map2_vectors if isinstance(f, OF_VECTORS) else _map2
+        run(f, flat(a), flat(b), y.reshape(-1))
     return y

@@ -16,7 +16,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -251,26 +251,96 @@ def buffers(dtype: Any, *sizes: int) -> Iterator[list[np.ndarray]]:
         In a process that was forked after kernels had run: it lacks the threads that these
         started, and Numba would kill it or wait for them for ever.
     """
-    global _arena, _used
+    with lock:
+        _enter()
+        yield _lend(dtype, *sizes)
+
+
+def _enter() -> None:
+    global _used
     if _forked:
         raise RuntimeError(
             "numba: expected a process that was started, got one forked after kernels had run, "
             "whose threads are missing (fix: multiprocessing.get_context('spawn'), or "
             "minicnn.use('numpy') in the child)"
         )
-    step = np.dtype(dtype).itemsize
-    lengths = [-(-size * step // ALIGN) * ALIGN for size in sizes]
-    with lock:
-        _used = True
-        if _arena.size < sum(lengths) + ALIGN:
-            _arena = np.empty(0, np.uint8)  # free the old one first
-            _arena = np.empty(sum(lengths) + ALIGN, np.uint8)
-        start = -_arena.ctypes.data % ALIGN
-        arrays = []
-        for size, length in zip(sizes, lengths):
-            arrays.append(_arena[start : start + size * step].view(dtype))
-            start += length
-        yield arrays
+    _used = True
+
+
+def _lend(dtype: Any, *sizes: int) -> list[np.ndarray]:
+    return [rows[0, :size] for rows, size in zip(_lend_rows(dtype, [(1, s) for s in sizes]), sizes)]
+
+
+def _lend_rows(dtype: Any, sizes: Sequence[tuple[Any, ...]]) -> list[np.ndarray]:
+    """Lend arrays of (rows, numbers in each) or of (rows, numbers, dtype).
+
+    A row is a whole number of cache lines, so that no two threads write to the same one.
+    """
+    global _arena
+    shapes = []
+    for rows, size, *other in sizes:
+        kind = np.dtype(other[0] if other else dtype)
+        shapes.append((rows, -(-size * kind.itemsize // ALIGN) * ALIGN, kind))
+    need = sum(rows * length for rows, length, _ in shapes) + ALIGN
+    if _arena.size < need:
+        _arena = np.empty(0, np.uint8)  # free the old one first
+        _arena = np.empty(need, np.uint8)
+    start = -_arena.ctypes.data % ALIGN
+    arrays = []
+    for rows, length, kind in shapes:
+        arrays.append(_arena[start : start + rows * length].view(kind).reshape(rows, -1))
+        start += rows * length
+    return arrays
+
+
+class Call:
+    """A kernel with its arguments, made once to be run many times.
+
+    Parameters
+    ----------
+    kernel : dispatcher
+    args : sequence
+        The first is the input, see `on`.
+    dtype : dtype
+    scratch : sequence of (int, int) or (int, int, dtype)
+        Rows and numbers in each of scratch arrays, which become the last arguments. Their rows may
+        be longer, and their contents are arbitrary.
+    shaped : callable, optional
+        Makes the last arguments out of the scratch arrays.
+    before : callable, optional
+        Run each time before the kernel.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        args: Sequence[Any],
+        dtype: Any = np.float32,
+        scratch: Sequence[tuple[Any, ...]] = (),
+        shaped: Callable[..., Sequence[Any]] = lambda *arrays: arrays,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self._kernel, self._own, self._before = kernel, list(args), before
+        self._scratch = dtype, scratch, shaped
+        self._arena: Any = None
+
+    def on(self, x: np.ndarray) -> Call:
+        """Take another input of the same shape and dtype."""
+        self._own[0] = flat(x)
+        self._arena = None
+        return self
+
+    def __call__(self) -> Any:
+        """Run the kernel and return what it returns; another thread's turn is waited for."""
+        with lock:
+            _enter()
+            if self._arena is not _arena:
+                dtype, scratch, shaped = self._scratch
+                self._args = (*self._own, *shaped(*_lend_rows(dtype, scratch)))
+                self._arena = _arena
+            if self._before is not None:
+                self._before()
+            return self._kernel(*self._args)
 
 
 def flat(a: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, Version, as_arrays, pick
+from minicnn.backend import Array, Version, as_arrays, matmul, pick
 from minicnn.shapes import check_ndim, check_shape, size
 
 
@@ -72,6 +72,24 @@ def _backward_numpy(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]
     return dy @ w, dy.T @ x, dy.sum(axis=0, dtype=np.float64).astype(dy.dtype)
 
 
+# ---------------------------------------------------------------- cupy
+
+
+# As numpy, with products that a CUDA graph can hold: CuPy's own refuse to be captured.
+
+
+def _forward_cupy(x: Array, w: Array, b: Array | None) -> Array:
+    y = matmul(x, w.T)  # (M, O)
+    if b is not None:
+        y += b
+    return y
+
+
+def _backward_cupy(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
+    db = dy.sum(axis=0, dtype=np.float64).astype(dy.dtype)
+    return matmul(dy, w), matmul(dy.T, x), db
+
+
 # ---------------------------------------------------------------- numba (see linear_numba.py)
 
 
@@ -97,6 +115,7 @@ VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

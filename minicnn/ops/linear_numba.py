@@ -26,7 +26,9 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
 from minicnn.ops.copy_numba import clear, copy
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
+from minicnn.ops.packed import pack, unpacker
+from minicnn.ops.share import take
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
@@ -70,18 +72,24 @@ class Plan(NamedTuple):
     output_at: np.ndarray  # (outputs,) 0, 1, 2 ...
 
 
+_unpack_shape = unpacker(Shape, {})
+_unpack = unpacker(Plan, {"int32 1": "row_at output_at"})
+
+
 @lru_cache(maxsize=256)
-def _plan(shape: Shape, panel: int, L: int) -> Plan:
+def _plan(shape: Shape, panel: int, L: int) -> tuple[Plan, np.ndarray]:
+    """Return the plan, and the plan as kernels get it."""
     channels = shape.inputs // shape.places
     least = -(-2 * L // shape.places)
     block = max(least, min(max(1, 16 * L // shape.places), -(-channels // BLOCKS))) * shape.places
-    return Plan(
+    plan = Plan(
         block=block,
         width=round_up(min(block, shape.inputs), panel),
         chunk=min(CHUNK, max(1, shape.M)),
         row_at=(np.arange(shape.M) * shape.outputs).astype(np.int32),
         output_at=np.arange(shape.outputs, dtype=np.int32),
     )
+    return plan, pack(plan)
 
 
 def shape_of(x: Array, w: Array) -> Shape:
@@ -136,8 +144,9 @@ def _multiply(x, w, tails, b, y, rows, outs, shape, width, R, S, relu):
 
 
 @kernel(parallel=True)
-def _forward(x, w, b, y, shape, R, S, relu, packed, packed_read, tails, tails_read, threads):
+def _forward(x, w, b, y, table, R, S, relu, threads, packed, packed_read, tails, tails_read):
     L = lane_count(w)
+    shape = _unpack_shape(table)
     inputs, outputs = shape.inputs, shape.outputs
     whole = inputs // L * L
     if whole < inputs:
@@ -149,6 +158,8 @@ def _forward(x, w, b, y, shape, R, S, relu, packed, packed_read, tails, tails_re
     if width and not by_rows:
         _gather(x, 0, shape.M, 0, inputs, shape, packed, width)
     for t in numba.prange(threads):
+        shape = _unpack_shape(table)
+        inputs, outputs = shape.inputs, shape.outputs
         rows, outs = (0, shape.M), (0, outputs)
         if by_rows:
             rows = t * shape.M // threads, (t + 1) * shape.M // threads
@@ -168,16 +179,34 @@ def forward(x: Array, w: Array, b: Array | None, y: Array, *, relu: bool = False
 
     x is (M, I), or (N, H, W, P) with channels in the lanes; w is (O, I) and y (M, O).
     """
+    outputs(x, w, b, y, relu=relu)()
+
+
+def outputs(x: Array, w: Array, b: Array | None, y: Array, *, relu: bool = False) -> Call:
+    """Return what `forward` runs."""
     shape, L = shape_of(x, w), lanes(x.dtype)
     R, S = ((0,), (0,) * 8) if shape.M == 1 else ((0,) * 4, (0,) * (2 if VECTOR_BYTES == 32 else 4))
     in_order = shape.places == 1 and shape.inputs % L == 0
     packed = 0 if in_order else shape.M * round_up(shape.inputs, L)
     tails = 0 if shape.inputs % L == 0 else shape.outputs * L
-    with buffers(x.dtype, packed, tails) as (packs, ends):
-        bias = flat(w[0, :0] if b is None else b)
-        threads = numba.get_num_threads()
-        args = packs, flat(packs), ends, flat(ends), threads
-        _forward(flat(x), flat(w), bias, y.reshape(-1), shape, R, S, relu, *args)
+    bias = flat(w[0, :0] if b is None else b)
+    return Call(
+        _forward,
+        (
+            flat(x),
+            flat(w),
+            bias,
+            y.reshape(-1),
+            pack(shape),
+            R,
+            S,
+            relu,
+            numba.get_num_threads(),
+        ),
+        x.dtype,
+        ((1, packed), (1, tails)),
+        lambda packs, ends: (packs[0], flat(packs), ends[0], flat(ends)),
+    )
 
 
 # ---------------------------------------------------------------- backward
@@ -248,67 +277,59 @@ def _input_block(dy, w, first, count, begin, end, shape, plan, R, RV, masked, x,
 
 @kernel(parallel=True)
 def _backward(
-    dy,
     x,
+    dy,
     w,
     y,
     masked_dy,
     dw,
     db,
     dx,
-    shape,
-    plan,
+    shape_table,
+    table,
     R,
     RV,
     accumulate,
     masked,
+    taken,
     xs,
     weights,
     weights_read,
     out,
 ):
-    threads, outputs, M = len(xs), shape.outputs, shape.M
     for i in range(masked_dy.size):
         masked_dy[i] = masked_dy[i] if y[i] > 0 else 0  # dy itself: the same memory
-    items = (shape.inputs + plan.block - 1) // plan.block
-    for t in numba.prange(threads):
-        for item in range(t * items // threads, (t + 1) * items // threads):
+    taken[0] = 0
+    for t in numba.prange(len(xs)):
+        shape, plan = _unpack_shape(shape_table), _unpack(table)
+        outputs, M = shape.outputs, shape.M
+        mine, panel, panel_read, rows = xs[t], weights[t], weights_read[t], out[t]
+        items = (shape.inputs + plan.block - 1) // plan.block
+        item = take(taken, 0)
+        while item < items:
             begin = item * plan.block
             end = min(shape.inputs, begin + plan.block)
             if dx.size and (len(R) < M or (end - begin) % plan.width):
                 for o in range(outputs):
                     at, row = o * plan.width, o * shape.inputs
-                    copy(w, row + begin, end - begin, weights[t], at)
-                    clear(weights[t], at + end - begin, plan.width - end + begin)
+                    copy(w, row + begin, end - begin, panel, at)
+                    clear(panel, at + end - begin, plan.width - end + begin)
             for m in range(0, M, plan.chunk):
                 c = min(plan.chunk, M - m)
-                _gather(x, m, c, begin, end, shape, xs[t], plan.width)
-                _weight_block(
-                    dy, m, c, begin, end, shape, plan, accumulate or m > 0, xs[t], out[t], dw
-                )
+                _gather(x, m, c, begin, end, shape, mine, plan.width)
+                more = accumulate or m > 0
+                _weight_block(dy, m, c, begin, end, shape, plan, more, mine, rows, dw)
                 if dx.size:
                     _input_block(
-                        dy,
-                        w,
-                        m,
-                        c,
-                        begin,
-                        end,
-                        shape,
-                        plan,
-                        R,
-                        RV,
-                        masked,
-                        xs[t],
-                        weights_read[t],
-                        out[t],
-                        dx,
-                    )
+                        dy, w, m, c, begin, end, shape, plan, R, RV, masked, mine, panel_read,
+                        rows, dx,
+                    )  # fmt: skip
             channels = shape.inputs // shape.places
             if channels < shape.pitch and dx.size and item == items - 1:
                 for i in range(M * shape.places):
                     at = i // shape.places * shape.row + i % shape.places * shape.pitch
                     clear(dx, at + channels, shape.pitch - channels)
+            item = take(taken, 0)
         if t == 0 and db.size:
             for o in range(outputs):
                 total = 0.0
@@ -335,32 +356,54 @@ def backward(
     where that followed (dy is set to 0, in place, where y is not positive), and with `masked`
     where x itself is a ReLU's output (then dx is the gradient before that ReLU).
     """
+    gradients(dy, x, w, dw, db, dx, y=y, masked=masked, accumulate=accumulate)()
+
+
+def gradients(
+    dy: Array,
+    x: Array,
+    w: Array,
+    dw: Array,
+    db: Array | None,
+    dx: Array | None = None,
+    *,
+    y: Array | None = None,
+    masked: bool = False,
+    accumulate: bool = False,
+) -> Call:
+    """Return what `backward` runs."""
     shape, L = shape_of(x, w), lanes(x.dtype)
     R, RV = ((0,), (0,) * 8) if shape.M == 1 else ((0,) * ROWS, (0,) * (2 * ROWS))
-    plan = _plan(shape, len(RV) // len(R) * L if shape.M == 1 else 2 * L, L)
+    plan, table = _plan(shape, len(RV) // len(R) * L if shape.M == 1 else 2 * L, L)
     threads = numba.get_num_threads()
     rows = plan.chunk * plan.width
     piece = max(rows, 2 * ROWS * L)
     weights = plan.width * shape.outputs
     empty = dw.reshape(-1)[:0]
-    with buffers(x.dtype, threads * rows, threads * weights, threads * piece) as (xs, ws, out):
-        _backward(
-            flat(dy),
+
+    def shaped(xs: Array, ws: Array, out: Array) -> tuple[Array, ...]:
+        return xs, ws, flat(ws).reshape(threads, -1), out
+
+    return Call(
+        _backward,
+        (
             flat(x),
+            flat(dy),
             flat(w),
             flat(empty if y is None else y),
             empty if y is None else dy.reshape(-1),
             dw.reshape(-1),
             empty if db is None else db,
             empty if dx is None else dx.reshape(-1),
-            shape,
-            plan,
+            pack(shape),
+            table,
             R,
             RV,
             accumulate,
             masked,
-            xs.reshape(threads, -1),
-            ws.reshape(threads, -1),
-            flat(ws).reshape(threads, -1),
-            out.reshape(threads, -1),
-        )
+            np.zeros(1, np.int64),
+        ),
+        x.dtype,
+        ((threads, rows), (threads, weights), (threads, piece)),
+        shaped,
+    )

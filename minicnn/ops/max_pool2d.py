@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicnn.backend import Array, Version, array_module, as_arrays, pick
+from minicnn.backend import Array, Version, array_module, as_arrays, pick, recording
 from minicnn.ops.im2col import pad, taps
 from minicnn.shapes import Window, check_ndim, check_shape, pads, pair
 
@@ -124,7 +124,7 @@ def _forward_numpy(x: Array, win: Window) -> tuple[Array, Array]:
         xp.maximum(y, slab, out=y)  # a NaN stays
 
     # The winner is the first tap that equals y, so it is enough to count the taps passed before.
-    has_nan = bool(xp.isnan(y).any())  # a NaN equals nothing
+    has_nan = recording() or bool(xp.isnan(y).any())  # a NaN equals nothing
     inside = None if padded is x else pad(xp.ones((1, 1, H, W), bool), win, False)
     count = xp.zeros(y.shape, np.min_scalar_type(len(slabs)))  # small, so that it stays in cache
     passed = xp.ones(y.shape, bool)
@@ -136,7 +136,8 @@ def _forward_numpy(x: Array, win: Window) -> tuple[Array, Array]:
             hit &= inside[:, :, rows, columns]
         passed &= ~hit
         count += passed
-    offsets = xp.asarray([p * DH * W + q * DW for p, q, _, _ in places], np.int64)
+    KH, KW = win.kernel
+    offsets = xp.arange(KH)[:, None] * DH * W + xp.arange(KW) * DW  # (KH, KW)
     winner = xp.take(offsets, count)  # (N, C, OH, OW), from the window's first tap
     winner += (xp.arange(OH)[:, None] * SH - top) * W + xp.arange(OW) * SW - left
     return y, winner
@@ -156,11 +157,29 @@ def _backward_numpy(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Win
     return dx.reshape(x_shape)
 
 
+# ---------------------------------------------------------------- numba (see window_numba.py)
+
+
+def _forward_numba(x: Array, win: Window) -> tuple[Array, Array]:
+    from minicnn.ops import window_numba  # imports Numba: only when asked for
+
+    if win.kernel[0] * win.kernel[1] > window_numba.TAPS:
+        return _forward_numpy(x, win)
+    return window_numba.max_pool_forward(x, win)
+
+
+def _backward_numba(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import window_numba
+
+    return window_numba.max_pool_backward(dy, winner, x_shape)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
+    "numba": Version(_forward_numba, _backward_numba),
 }
 
 

@@ -96,16 +96,35 @@ def _log_softmax_backward_numpy(dy: Array, y: Array, dim: int) -> Array:
     return dy - array_module(y).exp(y) * dy.sum(axis=dim, keepdims=True)
 
 
+# ---------------------------------------------------------------- numba (see softmax_numba.py)
+
+
+def _numba(log: bool) -> Version:
+    def forward(x: Array, dim: int) -> Array:
+        from minicnn.ops import softmax_numba  # imports Numba: only when asked for
+
+        return softmax_numba.forward(x, dim, log)
+
+    def backward(dy: Array, y: Array, dim: int) -> Array:
+        from minicnn.ops import softmax_numba
+
+        return softmax_numba.backward(dy, y, dim, log)
+
+    return Version(forward, backward)
+
+
 # ---------------------------------------------------------------- versions, public pairs
 
 VERSIONS = {
     "softmax": {
         "reference": Version(_row_by_row(_softmax_row), _row_by_row(_softmax_row_backward)),
         "numpy": Version(_softmax_numpy, _softmax_backward_numpy),
+        "numba": _numba(log=False),
     },
     "log_softmax": {
         "reference": Version(_row_by_row(_log_softmax_row), _row_by_row(_log_softmax_row_backward)),
         "numpy": Version(_log_softmax_numpy, _log_softmax_backward_numpy),
+        "numba": _numba(log=True),
     },
 }
 

@@ -10,15 +10,23 @@ and take element offsets, so that one flat array holds any layout:
     v = load(a, i)                  a[i : i + L] as one vector of L lanes
     store(a, i, v)
     broadcast(a, i), splat(s)       one number in every lane
+    constant(s, v)                  the number s, of any type, in every lane of a vector like v
     lane(v)                         the number in the first lane
     zero(a)                         a vector of zeros of a's type
     lane_count(a)                   L, the lanes of a vector of a's type
+    load_part(a, i, n, v)           a[i : i + n] in the first n lanes, v in the others
+    store_part(a, i, n, v)          the first n lanes alone; memory beyond is not touched
     add, sub, mul, div, sqrt(x), fma(x, y, z)    lane by lane; fma is x * y + z, rounded once
+    exp(x), expm1(x), log(x)        within 2 units in the last place
+    absolute(x), copysign(x, y)     as in NumPy
     maximum(x, y)                   NaN wins, as in numpy.maximum
     best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
     load_winner(winner, i, a), where_winner(winner, k, v)    v where k has won, else zero
     where_positive(x, v)            v where x > 0, else zero
     horizontal_sum(v)               the lanes added pairwise
+    horizontal_max(v)               the largest lane, or NaN
+    halves(x, y)                    the even and the odd numbers of x followed by y
+    zip_halves(x, y)                its inverse: x[0], y[0], x[1], y[1], ...
 
 A register block is a tuple of vectors. Tuples of offsets say where its rows are in memory:
 
@@ -64,6 +72,7 @@ Numbers are IEEE: NaN and infinities propagate, and only `horizontal_sum(s)` reo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -149,13 +158,13 @@ class _Emit:
             total = self.b.add(total, term)
         return total
 
-    def check(self, array: Any, indices: Sequence[Any], count: int) -> None:
+    def check(self, array: Any, indices: Sequence[Any], count: Any) -> None:
         """Under NUMBA_BOUNDSCHECK, raise unless `count` elements from there lie in the array."""
         if not CHECKED:
             return
         index = self.sum(indices)
         below = self.b.icmp_signed("<", index, self.number(0))
-        last = self.b.add(index, self.number(count))
+        last = self.b.add(index, self.number(count) if isinstance(count, int) else count)
         above = self.b.icmp_signed(">", last, array.nitems)
         with cgutils.if_unlikely(self.b, self.b.or_(below, above)):
             message = "vector: offset outside the array"
@@ -245,6 +254,14 @@ def splat(typingctx, s):
 
 
 @intrinsic
+def constant(typingctx, s, v):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        return e.splat(e.context.cast(e.b, args[0], s, v.dtype), v.count)
+
+    return _emits(v(s, v), body)
+
+
+@intrinsic
 def lane(typingctx, v):
     """Return the number in the first lane."""
     return _emits(
@@ -280,13 +297,7 @@ def div(typingctx, x, y):
 
 @intrinsic
 def sqrt(typingctx, x):
-    def body(e: _Emit, ty: Any, args: Any) -> Any:
-        vt = e.context.get_value_type(x)
-        name = f"llvm.sqrt.v{x.count}f{x.dtype.bitwidth}"
-        function = cgutils.get_or_insert_function(e.b.module, ir.FunctionType(vt, [vt]), name)
-        return e.b.call(function, args)
-
-    return _emits(x(x), body)
+    return _math("sqrt", x)
 
 
 @intrinsic
@@ -396,6 +407,204 @@ def where_positive(typingctx, x, v):
 @intrinsic
 def horizontal_sum(typingctx, v):
     return _emits(v.dtype(v), lambda e, ty, args: _sum_lanes(e, v, args[0]))
+
+
+@intrinsic
+def horizontal_max(typingctx, v):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        (value,), L = args, v.count
+        for d in (1 << s for s in range(L.bit_length() - 1)):
+            other = e.b.shuffle_vector(value, value, _mask([(i + d) % L for i in range(L)]))
+            value = e.b.select(_larger(e, value, other), other, value)
+        return e.b.extract_element(value, ir.Constant(_I32, 0))
+
+    return _emits(v.dtype(v), body)
+
+
+# ---------------------------------------------------------------- part of a vector, and shuffles
+
+
+def _first_lanes(e: _Emit, v: Vector, n: Any) -> Any:
+    """Return the mask of the lanes below n."""
+    # Integers as wide as a lane: the comparison is one instruction then.
+    width = ir.IntType(v.dtype.bitwidth)
+    if v.dtype.bitwidth < 64:
+        n = e.b.select(e.b.icmp_signed("<", n, e.number(v.count)), n, e.number(v.count))
+        n = e.b.trunc(n, width)
+    number = ir.Constant(ir.VectorType(width, v.count), list(range(v.count)))
+    return e.b.icmp_signed("<", number, e.splat(n, v.count))
+
+
+def _part(e: _Emit, v: Vector, a: Any, a_: Any, i: Any, n: Any) -> Any:
+    """Return a pointer to a[i : i + n] as a vector."""
+    e.check(e.array(a, a_), (i,), n)
+    pointer = e.at(a, a_, i, count=0)
+    return e.b.bitcast(pointer, e.context.get_value_type(v).as_pointer())
+
+
+@intrinsic
+def load_part(typingctx, a, i, n, v):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        a_, i_, n_, other = args
+        pointer, mask = _part(e, v, a, a_, i_, n_), _first_lanes(e, v, n_)
+        function = ir.FunctionType(other.type, [pointer.type, _I32, mask.type, other.type])
+        name = f"llvm.masked.load.v{v.count}f{v.dtype.bitwidth}.p0"
+        load = cgutils.get_or_insert_function(e.b.module, function, name)
+        align = ir.Constant(_I32, v.dtype.bitwidth // 8)
+        return e.b.call(load, [pointer, align, mask, other])
+
+    return _emits(v(a, types.intp, types.intp, v), body)
+
+
+@intrinsic
+def store_part(typingctx, a, i, n, v):
+    def body(e: _Emit, ty: Any, args: Any) -> None:
+        a_, i_, n_, value = args
+        pointer, mask = _part(e, v, a, a_, i_, n_), _first_lanes(e, v, n_)
+        types_ = [value.type, pointer.type, _I32, mask.type]
+        function = ir.FunctionType(ir.VoidType(), types_)
+        name = f"llvm.masked.store.v{v.count}f{v.dtype.bitwidth}.p0"
+        store = cgutils.get_or_insert_function(e.b.module, function, name)
+        align = ir.Constant(_I32, v.dtype.bitwidth // 8)
+        e.b.call(store, [value, pointer, align, mask])
+
+    return _emits(types.void(a, types.intp, types.intp, v), body)
+
+
+def _two_of(v: Vector, low: Sequence[int], high: Sequence[int]) -> Any:
+    """Emit a pair of vectors, each of these lanes of x followed by y."""
+    result = types.UniTuple(v, 2)
+    return _emits(
+        result(v, v),
+        lambda e, ty, args: e.tuple(
+            result, [e.b.shuffle_vector(*args, _mask(lanes_)) for lanes_ in (low, high)]
+        ),
+    )
+
+
+@intrinsic
+def halves(typingctx, x, y):
+    return _two_of(x, range(0, 2 * x.count, 2), range(1, 2 * x.count, 2))
+
+
+@intrinsic
+def zip_halves(typingctx, x, y):
+    L = x.count
+    order = [i // 2 + L * (i % 2) for i in range(2 * L)]
+    return _two_of(x, order[:L], order[L:])
+
+
+# ---------------------------------------------------------------- functions of one number
+
+# e^x = 2^n e^r with n = round(x / log 2) and |r| <= log(2) / 2; e^r by its power series up to
+# r^degree, whose rest is a tenth of a unit in the last place.
+_LOG_2 = 0.6931471805599453, 2.3190468138462996e-17  # the sum is log 2 to 107 bits
+_DEGREE = {32: 7, 64: 13}
+_LOWEST = {32: -105.0, 64: -747.0}  # e^x is 0 from there down
+_HIGHEST = {32: 89.0, 64: 710.0}  # and infinite from here up, where n is still at most 128 or 1024
+
+
+class _Exponential:
+    """The parts of e^x for a vector of one type."""
+
+    def __init__(self, e: _Emit, v: Vector, x: Any) -> None:
+        self.e, self.v = e, v
+        bits = v.dtype.bitwidth
+        self.mantissa = 23 if bits == 32 else 52
+        self.integers = ir.VectorType(ir.IntType(bits), v.count)
+        # A NaN compares false, stays, and makes the result one.
+        x = self.bound(x, "<", _LOWEST[bits])
+        x = self.bound(x, ">", _HIGHEST[bits])
+        magic = 1.5 * 2.0**self.mantissa  # adding it rounds to an integer: n, in the last bits
+        shifted = e.fma(v, x, self.number(1 / math.log(2)), self.number(magic))
+        n = e.b.fsub(shifted, self.number(magic))
+        dtype = np.float32 if bits == 32 else np.float64
+        first = float(dtype(_LOG_2[0]))
+        r = e.fma(v, n, self.number(-first), x)
+        r = e.fma(v, n, self.number(first - _LOG_2[0] - _LOG_2[1]), r)
+        self.n = e.b.sub(
+            e.b.bitcast(shifted, self.integers), self.integer(int(_bits(dtype(magic))))
+        )
+        series = self.number(1 / math.factorial(_DEGREE[bits]))
+        for k in range(_DEGREE[bits] - 1, 1, -1):
+            series = e.fma(v, series, r, self.number(1 / math.factorial(k)))
+        self.rest = e.fma(v, e.b.fmul(r, r), series, r)  # e^r - 1
+
+    def number(self, value: float) -> ir.Constant:
+        vt = self.e.context.get_value_type(self.v)
+        return ir.Constant(vt, [value] * self.v.count)
+
+    def integer(self, value: int) -> ir.Constant:
+        return ir.Constant(self.integers, [value] * self.v.count)
+
+    def bound(self, x: Any, relation: str, limit: float) -> Any:
+        beyond = self.e.b.fcmp_ordered(relation, x, self.number(limit))
+        return self.e.b.select(beyond, self.number(limit), x)
+
+    def power(self, k: Any) -> Any:
+        """Return 2^k, in the normal range: k becomes the bits of the exponent."""
+        bias = self.integer((1 << self.v.dtype.bitwidth - self.mantissa - 2) - 1)
+        bits = self.e.b.shl(self.e.b.add(k, bias), self.integer(self.mantissa))
+        return self.e.b.bitcast(bits, self.e.context.get_value_type(self.v))
+
+
+def _bits(number: np.floating[Any]) -> np.integer[Any]:
+    return number.view(f"i{number.itemsize}")
+
+
+@intrinsic
+def exp(typingctx, x):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        parts = _Exponential(e, x, *args)
+        # Two steps: 2^n itself may lie beyond the numbers, or between 0 and the normal ones.
+        half = e.b.ashr(parts.n, parts.integer(1))
+        value = e.b.fadd(parts.rest, parts.number(1.0))
+        value = e.b.fmul(value, parts.power(half))
+        return e.b.fmul(value, parts.power(e.b.sub(parts.n, half)))
+
+    return _emits(x(x), body)
+
+
+@intrinsic
+def expm1(typingctx, x):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        # Below -50 the result is -1, and 2^n stays a normal number.
+        parts = _Exponential(e, x, *args)
+        n = parts.n
+        lowest = parts.integer(-80)
+        n = e.b.select(e.b.icmp_signed("<", n, lowest), lowest, n)
+        half = parts.power(e.b.sub(n, parts.integer(1)))  # of 2^n, which may be infinite
+        value = e.fma(x, half, parts.rest, e.b.fsub(half, parts.number(0.5)))
+        return e.b.fadd(value, value)
+
+    return _emits(x(x), body)
+
+
+def _math(name: str, x: Vector, arguments: int = 1) -> Any:
+    """Emit LLVM's own function of one or two vectors."""
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        vt = e.context.get_value_type(x)
+        full = f"llvm.{name}.v{x.count}f{x.dtype.bitwidth}"
+        function = ir.FunctionType(vt, [vt] * arguments)
+        return e.b.call(cgutils.get_or_insert_function(e.b.module, function, full), args)
+
+    return _emits(x(*[x] * arguments), body)
+
+
+@intrinsic
+def log(typingctx, x):
+    return _math("log", x)  # a call a lane
+
+
+@intrinsic
+def absolute(typingctx, x):
+    return _math("fabs", x)
+
+
+@intrinsic
+def copysign(typingctx, x, y):
+    return _math("copysign", x, 2)
 
 
 # ---------------------------------------------------------------- tuples of offsets

@@ -14,6 +14,8 @@ two dimensions 36 products of a tile do the work of 144, and 64 that of 400.
     transform_input(d)                T*T vectors to T*T                    B' d B
     transform_filter(g, side)         R*R vectors to T*T, T = len(side)     G g G'
     transform_output(m, grid)         T*T vectors to M*M, M = len(grid)     A' m A
+    lengths(corner)                 tuples of M, R*R, T and T*T zeros, R = len(corner): they say
+                                    to the others how long their tuples are
     load_grid(a, at, rows, columns, zeros)    vectors at a[at + row + column]; zeros[: L] where
                                               that sum is negative
 
@@ -36,6 +38,7 @@ from numba.extending import intrinsic
 
 from minicnn.ops.vector import _emits, _vector
 
+OUTPUTS = 4  # M of the convolutions: rows and columns of a tile of y
 POINTS = [Fraction(p) for p in (0, 1, -1, 2, -2, "1/2", "-1/2")]
 Matrix = list[list[Fraction]]
 
@@ -131,6 +134,20 @@ def _transform(vs: Any, matrix: Matrix, signature: Callable[[Any], Any]) -> Any:
         return e.tuple(result, _Product(e, v).both(matrix, e.items(args[0])))
 
     return _emits(signature(result), body)
+
+
+@intrinsic
+def lengths(typingctx, corner):
+    R = corner.count
+    T = OUTPUTS + R - 1
+    parts = [types.UniTuple(types.intp, n) for n in (OUTPUTS, R * R, T, T * T)]
+    result = types.Tuple(parts)
+
+    def body(e: Any, ty: Any, args: Any) -> Any:
+        zeros = [e.tuple(part, [e.number(0)] * part.count) for part in parts]
+        return e.tuple(result, zeros)
+
+    return _emits(result(corner), body)
 
 
 @intrinsic

@@ -33,7 +33,7 @@ def helped(stages: Sequence[Stage], x: Maps) -> Iterator[None]:
     """Start the helper when a kernel is missing inside the block."""
     from minicnn.ops import jit
 
-    if _started or (os.cpu_count() or 1) < 2 or not sys.executable:
+    if _started:
         yield
         return
     with jit.when_missing(lambda: _start(stages, x)):
@@ -55,6 +55,8 @@ def wait() -> None:
 def _start(stages: Sequence[Stage], x: Maps) -> None:
     global _helper, _started
     _started = True
+    if (os.cpu_count() or 1) < 2 or not sys.executable:
+        return
     try:
         work = pickle.dumps((stages, x.data.shape, x.data.dtype, x.channels))
         _helper = subprocess.Popen(

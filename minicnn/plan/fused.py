@@ -233,29 +233,32 @@ class ConvStage(Stage):
         conv, pool, x = self.layers[0], self.pool_window.kernel, self._x
         w, b = conv.weight, conv.bias
         if self._fast:
-            conv2d_winograd.forward(
-                x.data, w, b, conv.window(), self._y,
-                relu=self.relu, pool=pool, winner=self._winner,
+            self.run(
+                "forward, winograd", conv2d_winograd.correlation, x.data, w=w, b=b,
+                win=conv.window(), y=self._y, relu=self.relu, pool=pool, winner=self._winner,
             )  # fmt: skip
         else:
-            H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
             to = Layouts(x.last, True, self.relu, *pool)
-            geometry = self._geometry(False, H, W)
-            conv2d_channels.correlate(geometry, x.data, w, b, self._y, to, self._winner)
+            self.run(
+                "forward", conv2d_channels.correlation, x.data, geometry=self._geometry(False),
+                w=w, b=b, y=self._y, to=to, winner=self._winner,
+            )  # fmt: skip
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         conv, pool = self.layers[0], self.pool_window.kernel
         w, win, x = conv.weight, conv.window(), self._x
         dw, db = conv.grads["weight"], conv.grads.get("bias")
+        if db is None:
+            db = self.buffer("db", (len(w),), w.dtype)
         dx = None
         if need_dx:
             dx = self.buffer("dx", x.data.shape, w.dtype)
         # Sparse: only the winners of the pool. A 3x3 kernel is faster whole by Winograd.
         if pool != (1, 1) and conv.groups == 1 and not self._fast_back and (x.last or dx is None):
-            bias = np.empty(len(w), w.dtype) if db is None else db
-            conv_block_numba.backward(
-                x.data, dy.data, self._winner, w, dw, bias, dx, win, pool, x_last=x.last
-            )
+            self.run(
+                "backward", conv_block_numba.gradients, x.data, dy=dy.data, winner=self._winner,
+                w=w, dw=dw, db=db, dx=dx, win=win, pool=pool, x_last=x.last,
+            )  # fmt: skip
             return None if dx is None else self.like(self._came, Maps(dx, x.channels))
         d = dy.data
         if pool != (1, 1):
@@ -264,26 +267,27 @@ class ConvStage(Stage):
         elif self.relu:
             d = self.buffer("dy", self._map, w.dtype)
             last.relu_gradient(dy.data, self._y, d)
-        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
         if self._fast_back:
-            conv2d_winograd.weight_gradient(x.data, d, win, dw)
-            if db is not None:
+            self.run("dw", conv2d_winograd.weight_gradients, x.data, dy=d, win=win, dw=dw)
+            if "bias" in conv.grads:
                 db[...] = last.channel_sums(d, len(w))
             if dx is not None:
-                conv2d_winograd.input_gradient(d, w, win, dx)
+                self.run("dx", conv2d_winograd.input_gradients, d, w=w, win=win, dx=dx)
         else:
-            bias = np.empty(len(w), w.dtype) if db is None else db
-            conv2d_channels.weight_gradient(
-                self._geometry(False, H, W), x.data, d, dw, bias, Layouts(x.last, True)
-            )
+            self.run(
+                "dw, direct", conv2d_channels.weight_gradients, x.data, dy=d, dw=dw, db=db,
+                geometry=self._geometry(False), to=Layouts(x.last, True),
+            )  # fmt: skip
             if dx is not None:
-                conv2d_channels.correlate(
-                    self._geometry(True, H, W), d, w, None, dx, Layouts(True, x.last)
-                )
+                self.run(
+                    "dx, direct", conv2d_channels.correlation, d, w=w, b=None, y=dx,
+                    geometry=self._geometry(True), to=Layouts(True, x.last),
+                )  # fmt: skip
         return None if dx is None else self.like(self._came, Maps(dx, x.channels))
 
-    def _geometry(self, adjoint: bool, H: int, W: int) -> Geometry:
-        conv = self.layers[0]
+    def _geometry(self, adjoint: bool) -> Geometry:
+        conv, x = self.layers[0], self._x
+        H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
         return Geometry(
             adjoint, conv.in_channels, H, W, conv.out_channels, conv.window(), conv.groups
         )
@@ -305,21 +309,28 @@ class LinearStage(Stage):
         w = self.linear.weight
         self._came = x
         # Maps with channels in the lanes are read as they lie.
-        self._x = x.data if x.last else x.data.reshape(-1, w.shape[1])
+        in_order = x.last or x.data.ndim == 2
+        self._x = x.data if in_order else x.data.reshape(-1, w.shape[1])
         self._y = y = self.buffer("y", (len(self._x), len(w)), w.dtype)
         flat = x.last or type(self.layers[0]) is Flatten
         return Maps(y if flat else y.reshape(*x.data.shape[:-1], len(w)))
 
     def compute(self, training: bool) -> None:
         linear = self.linear
-        linear_numba.forward(self._x, linear.weight, linear.bias, self._y, relu=self.relu)
+        self.run(
+            "forward", linear_numba.outputs, self._x, w=linear.weight, b=linear.bias, y=self._y,
+            relu=self.relu,
+        )  # fmt: skip
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         w, grads = self.linear.weight, self.linear.grads
-        d = dy.data.reshape(self._y.shape)
+        d = dy.data if dy.data.shape == self._y.shape else dy.data.reshape(self._y.shape)
         dx = self.buffer("dx", self._x.shape, w.dtype) if need_dx else None
         y = self._y if self.relu else None
-        linear_numba.backward(d, self._x, w, grads["weight"], grads.get("bias"), dx, y=y)
+        self.run(
+            "backward", linear_numba.gradients, self._x, dy=d, w=w, dw=grads["weight"],
+            db=grads.get("bias"), dx=dx, y=y,
+        )  # fmt: skip
         if dx is None:
             return None
         came = self._came

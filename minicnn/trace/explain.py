@@ -16,6 +16,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.adaptive_avg_pool2d import _bins
+from minicnn.ops.cross_entropy import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from minicnn.trace.steps import Step, Trace
@@ -443,7 +444,7 @@ def _loss(forward: Step, backward: Step, what: str, index: Index) -> Explanation
             target = t.astype(np.float64)
         else:
             target = np.moveaxis((t[..., None] == np.arange(C)).astype(np.float64), -1, 1)
-        count = t.size if t.dtype.kind != "f" else t.size // C
+        count = t.size // C if t.dtype.kind == "f" else np.count_nonzero(t != IGNORE_INDEX)
         log_p = x
         if op == "cross_entropy":
             z = x - x.max(axis=1, keepdims=True)
@@ -454,12 +455,15 @@ def _loss(forward: Step, backward: Step, what: str, index: Index) -> Explanation
                 for e in np.argwhere(target).tolist()
             )
             return _make(f"loss = -sum of y log p / {count}", terms, scale=1 / count)
-        p = math.exp(log_p[index])
         if op == "nll_loss":
             return _make(f"dx = -y / {count}", [("-y", -target[index])], scale=1 / count)
+        p = [math.exp(log_p[index])]
+        total = float(target.sum(axis=1)[(index[0], *index[2:])])
+        if total != 1:  # 0 for a label that is ignored
+            p.append(total)
         return _make(
             f"dx = (p - y) / {count}",
-            [("p = softmax(x)", p), ("-y", -target[index])],
+            [("p = softmax(x)", *p), ("-y", -target[index])],
             scale=1 / count,
         )
     t = t.astype(np.float64)
@@ -588,7 +592,7 @@ def _residual(forward: Step, backward: Step, what: str, index: Index) -> Explana
     return _make("the sum hands dy on unchanged", [("dy", backward.inputs["dy"][index])])
 
 
-_RULES: dict[str, Callable[[Step, Step, str, Index], Explanation]] = {
+RULES: dict[str, Callable[[Step, Step, str, Index], Explanation]] = {
     "Conv2d": _conv,
     "ConvTranspose2d": _conv_transpose,
     "Linear": _linear,
@@ -608,6 +612,6 @@ _RULES: dict[str, Callable[[Step, Step, str, Index], Explanation]] = {
 
 
 def _rule(op: str) -> Callable[[Step, Step, str, Index], Explanation]:
-    if op not in _RULES:
+    if op not in RULES:
         raise ValueError(f"explain: name: expected a layer of minicnn, got {op}")
-    return _RULES[op]
+    return RULES[op]

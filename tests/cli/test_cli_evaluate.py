@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minicnn.backend import is_cupy
 from minicnn.runs import Run
+from minicnn.train import predict
 
 
 def test_it_finds_the_numbers_of_the_history(trained, cli, records):
@@ -92,12 +94,12 @@ def test_a_damaged_run_is_one_line(spoil, message, trained, cli, tmp_path):
     assert message in err
 
 
-def test_on_the_gpu_network_and_pictures_are_moved_there(trained, cli, monkeypatch):
-    moved = []
-    monkeypatch.setattr("minicnn.cli.evaluate.to_gpu", lambda a: moved.append(a) or a)
-    monkeypatch.setattr("minicnn.cli.options.cupy_or_error", lambda: None)
-    on_gpu = cli("evaluate", "--run", trained)[1]
-    assert len(moved) == 2
-    assert moved[1].shape == (200, 1, 28, 28)
-    assert on_gpu == cli("evaluate", "--run", trained, "--device", "cpu")[1]
-    assert len(moved) == 2
+def test_on_the_gpu_it_says_the_same(cupy, trained, cli, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "minicnn.cli.evaluate.predict", lambda m, x: seen.append(is_cupy(x)) or predict(m, x)
+    )
+    on_gpu = cli("evaluate", "--run", trained, "--device", "cuda")
+    assert on_gpu == cli("evaluate", "--run", trained, "--device", "cpu")
+    assert on_gpu[0] == 0
+    assert seen == [True, False]

@@ -107,3 +107,10 @@ def test_the_newest_run_is_the_default(trained, tmp_path, sheet, cli):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(trained)
     assert cli("predict", sheet(0, "a.png"))[0] == 0
+
+
+def test_on_the_gpu_it_says_the_same(cupy, trained, sheet, cli):
+    path = sheet(0, "0.png")
+    on_gpu = cli("predict", path, "--run", trained, "--device", "cuda")
+    assert on_gpu[0] == 0
+    assert on_gpu == cli("predict", path, "--run", trained, "--device", "cpu")

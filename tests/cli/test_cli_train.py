@@ -13,7 +13,7 @@ from minicnn import checkpoint
 from minicnn.cli.text import picture
 from minicnn.config import MODELS
 from minicnn.data import Augment
-from minicnn.layers import Sequential
+from minicnn.gpu.training import GpuSteps
 from minicnn.optim import SGD, Adam, AdamW, RMSprop
 from minicnn.runs import Run
 from minicnn.train import Trainer
@@ -378,16 +378,38 @@ def test_label_smoothing_reaches_the_loss(begin):
     assert soft == pytest.approx(0.75 * hard + 0.25 * (hard + 4))
 
 
-def test_on_the_gpu_everything_is_moved_there(cli, monkeypatch, no_pictures):
-    """With the CPU in its place: all that `fit` meets has gone through `to_gpu`."""
-    moved = []
-    monkeypatch.setattr("minicnn.cli.train.to_gpu", lambda a: moved.append(a) or a)
-    monkeypatch.setattr("minicnn.cli.options.cupy_or_error", lambda: None)
-    status, out, _ = cli("train", "--epochs", 1, "--augment", "shift=1", "--out", "r")
-    assert status == 0
-    assert "device     cuda\n" in out
-    kinds = [type(a) for a in moved if not isinstance(a, np.ndarray)]
-    assert kinds == [Sequential, AdamW]
-    shapes = [a.shape for a in moved if isinstance(a, np.ndarray)]
-    assert shapes[:3] == [(600,), (200, 1, 28, 28), (200,)]
-    assert shapes[3:] == [(64, 1, 28, 28)] * 9 + [(24, 1, 28, 28)]
+@pytest.mark.parametrize("augment", ["none", "shift=1"])
+def test_training_on_the_gpu_equals_the_cpu(cupy, cli, tmp_path, no_pictures, augment):
+    for device in ("cpu", "cuda", "auto"):
+        status, out, _ = cli(
+            *("train", "--epochs", 2, "--augment", augment, "--device", device, "--out", device)
+        )
+        assert status == 0
+        assert f"device     {'cpu' if device == 'cpu' else 'cuda'}" in out
+    here, there, auto = ([*read_history(tmp_path / d)] for d in ("cpu", "cuda", "auto"))
+    for a, b, c in zip(here, there, auto, strict=True):
+        for name in a.keys() - {"seconds"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-3), name
+            assert c[name] == b[name]
+
+
+def test_a_run_on_the_gpu_goes_on_there(cupy, cli, tmp_path, monkeypatch, no_pictures):
+    assert cli("train", "--epochs", 3, "--device", "cuda", "--out", "whole")[0] == 0
+    step = GpuSteps.step
+
+    def fail(self, x, y, position, again):
+        if position.epoch == 1 and position.batch == 3:
+            raise OSError("the power went")
+        return step(self, x, y, position, again)
+
+    with monkeypatch.context() as m:
+        m.setattr(GpuSteps, "step", fail)
+        assert cli("train", "--epochs", 3, "--device", "cuda", "--out", "cut")[0] == 1
+    assert cli("train", "--resume", "cut")[0] == 0
+    whole, cut = ([*read_history(tmp_path / name)] for name in ("whole", "cut"))
+    for a, b in zip(whole, cut, strict=True):
+        assert b["test_loss"] == pytest.approx(a["test_loss"], rel=1e-3)
+
+
+def read_history(folder):
+    return Run(folder).read_history()

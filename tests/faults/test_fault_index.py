@@ -134,16 +134,21 @@ FAULTS = {
         "test_backend.py::test_gpu_without_a_device_says_so",
         "cli/test_cli_train.py::test_cuda_without_cupy_says_what_is_missing",
     )),
+    29: ("GPU out of memory", (
+        "gpu/test_parts.py::test_a_batch_that_is_too_large_is_taken_in_parts",
+        "gpu/test_parts.py::test_what_cannot_be_taken_in_parts_is_refused",
+        "gpu/test_parts.py::test_not_even_one_sample_fits",
+        "gpu/test_parts.py::test_memory_is_given_back_before_parts_are_tried",
+    )),
     30: ("two runs in one folder", (
         "test_locks.py::test_the_second_process_is_told_of_the_first",
         "test_runs.py::test_only_a_run_is_resumed_and_by_one_process",
     )),
 }  # fmt: skip
-NEEDS_GPU = {29: "GPU out of memory"}
 
 
 def test_every_fault_has_a_number_and_a_place():
-    assert FAULTS.keys() | NEEDS_GPU.keys() == set(range(1, 31))
+    assert FAULTS.keys() == set(range(1, 31))
 
 
 @pytest.mark.parametrize("number", FAULTS)

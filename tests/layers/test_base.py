@@ -23,7 +23,10 @@ from minicnn import (
     Softmax,
     Tanh,
     gradcheck,
+    to_cpu,
+    to_gpu,
 )
+from minicnn.backend import is_cupy
 from minicnn.layers import ELU, GELU, AdaptiveAvgPool2d, LeakyReLU, LogSoftmax, SiLU, Softplus
 from strategies import distinct, normal
 
@@ -70,6 +73,42 @@ def shuffle_params(layer, seed=0):
     for _, p, _ in layer.named_params():
         p[...] = normal(rng, p.shape)
     return layer
+
+
+@layers
+def test_on_the_gpu_it_computes_the_same(make, cupy):
+    here, there = (shuffle_params(make()) for _ in range(2))
+    assert to_gpu(there) is there
+    x = example()
+    y, cache = here.forward(x)
+    y2, cache2 = there.forward(to_gpu(x))
+    assert is_cupy(y2)
+    dy = normal(np.random.default_rng(1), y.shape)
+    dx, dx2 = here.backward(dy, cache), there.backward(to_gpu(dy), cache2)
+    close = {"rtol": 1e-10, "atol": 1e-12}
+    np.testing.assert_allclose(to_cpu(y2), y, **close)
+    np.testing.assert_allclose(to_cpu(dx2), dx, **close)
+    np.testing.assert_allclose(to_cpu(there(to_gpu(x))), here(x), **close)
+    for (name, _, g), (_, _, g2) in zip(here.named_params(), there.named_params()):
+        np.testing.assert_allclose(to_cpu(g2), g, **close, err_msg=name)
+    state = {name: to_cpu(a) for name, a in there.state_dict().items()}
+    for name, a in here.state_dict().items():
+        np.testing.assert_allclose(state[name], a, **close, err_msg=name)
+    there.load_state_dict(here.state_dict())  # from the CPU
+    assert all(is_cupy(a) for a in there.state_dict().values())
+    to_cpu(there).zero_grad()
+    assert not any(g.any() for _, _, g in there.named_params())
+
+
+@layers
+def test_arrays_on_two_devices_are_refused(make, cupy):
+    layer = make()
+    if layer.params or any(part.params for _, part in layer.modules()):
+        with pytest.raises(TypeError, match=r"got a CuPy array|got a NumPy array"):
+            layer.forward(to_gpu(example()))
+    y, cache = layer.forward(example())
+    with pytest.raises(TypeError, match=r"expected a NumPy array.*, got a CuPy array"):
+        layer.backward(to_gpu(np.ones_like(y)), cache)
 
 
 @layers

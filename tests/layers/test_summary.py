@@ -1,5 +1,7 @@
 """The summary's numbers, counted by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from minicnn import (
     Residual,
     Sequential,
 )
-from minicnn.models import mnist_cnn
+from minicnn.models import mnist_cnn, vgg_small
 
 
 def test_reference_network_by_hand():
@@ -49,6 +51,28 @@ def test_reference_network_by_hand():
     assert "2x64x8x8" in text
     assert "184,586 parameters" in text
     assert "<table>" in summary._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "batch"),
+    [
+        (mnist_cnn(rng=0), (1, 28, 28), 64),
+        (mnist_cnn(rng=0), (1, 28, 28), 256),
+        (vgg_small(rng=0), (3, 32, 32), 16),
+        (Sequential(Flatten(), Linear(784, 999, rng=0), ReLU(), Linear(999, 5)), (784,), 512),
+    ],
+)
+def test_the_peak_of_a_training_step_is_about_what_is_measured(model, shape, batch):
+    x = np.random.default_rng(0).random((batch, *shape), np.float32)
+    tracemalloc.start()
+    try:
+        y, caches = model.forward(x)
+        model.backward(np.ones_like(y), caches)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    peak += x.nbytes + sum(p.nbytes + g.nbytes for _, p, g in model.named_params())
+    assert 0.75 < peak / model.summary(shape, batch).training_bytes < 1.3
 
 
 def test_receptive_field_measured_by_gradients():

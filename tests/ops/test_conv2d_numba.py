@@ -100,7 +100,7 @@ def test_bands_of_few_rows(case, seed, band_bytes):
 @pytest.mark.parametrize("N", [ROWS, ROWS + 5, 2 * ROWS])
 def test_images_side_by_side_where_that_pays(N):
     geometry = Geometry(False, 40, 8, 8, 300, window("test", 3, padding=1), 1)
-    plan = conv2d_channels._plan(geometry, N, lanes(np.float32))
+    plan, _ = conv2d_channels._plan(geometry, N, lanes(np.float32))
     assert plan.images == (ROWS if N % ROWS == 0 else 1)
     assert_equals_numpy(draw(0, (N, 40, 8, 8), (300, 40, 3, 3)), padding=1)
 

@@ -152,7 +152,7 @@ def test_every_tile_is_chosen_and_right():
     L, shapes = lanes(np.float64), {}
     for C in (1, L, 2 * L, 4 * L):
         for K in range(1, 6):
-            _, R, V = conv_block_lists.plan_of(C, 9, 9, 5, window("test", (K, K)), (2, 2), 2, L)
+            *_, R, V = conv_block_lists.plan_of(C, 9, 9, 5, window("test", (K, K)), (2, 2), 2, L)
             shapes[len(R), len(V)] = C, K
     assert set(shapes) == set(conv_block_lists.TILES)
     for C, K in shapes.values():

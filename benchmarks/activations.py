@@ -1,0 +1,52 @@
+"""Time the activations on the maps of a small network, and one on few numbers.
+
+python benchmarks/activations.py --only gelu
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import contest
+import harness
+
+from minicnn import ops
+
+MAPS, ROWS = (64, 32, 24, 24), (64, 128)
+NAMES = ("relu", "leaky_relu", "elu", "sigmoid", "tanh", "gelu", "silu", "softplus")
+CASES = {f"{name}, 64x32x24x24": (name, MAPS) for name in NAMES} | {
+    "relu, 64x128": ("relu", ROWS),
+    "tanh, 64x128": ("tanh", ROWS),
+}
+
+
+def make(case: tuple[str, tuple[int, ...]], args: argparse.Namespace) -> contest.Contest:
+    name, shape = case
+    x = contest.draw(0, shape)
+
+    def torch_function(x: Any) -> Any:
+        torch = harness.optional("torch")
+        functions = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}
+        return functions.get(name, getattr(torch.nn.functional, name))(x)
+
+    def jax_function(x: Any) -> Any:
+        nn = harness.optional("jax").nn
+        if name == "gelu":
+            return nn.gelu(x, approximate=False)
+        return harness.optional("jax").numpy.tanh(x) if name == "tanh" else getattr(nn, name)(x)
+
+    op = contest.Op(
+        getattr(ops, f"{name}_forward"),
+        getattr(ops, f"{name}_backward"),
+        (x,),
+        {},
+        torch_function,
+        jax_function,
+    )
+    traffic = {"forward": contest.bytes_of(x, x), "backward": contest.bytes_of(x, x, x)}
+    return contest.Contest(contest.contenders(op, args), {}, traffic)
+
+
+if __name__ == "__main__":
+    contest.run(__doc__, CASES, make)

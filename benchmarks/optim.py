@@ -1,0 +1,70 @@
+"""Time one update of all parameters by each optimiser, on networks of two sizes.
+
+PyTorch's modes: foreach (all tensors in one call) and, where it has one, its fused kernel. What is
+compared before the timing are all parameters after three updates.
+
+    python benchmarks/optim.py --only Adam
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import contest
+import harness
+import numpy as np
+
+import minicnn as mc
+from minicnn import models, optim
+
+OPTIONS: dict[str, dict[str, float]] = {
+    "SGD": {"lr": 1e-3, "momentum": 0.9},
+    "Adam": {"lr": 1e-3},
+    "AdamW": {"lr": 1e-3, "weight_decay": 0.01},
+    "RMSprop": {"lr": 1e-3},
+}
+NETWORKS = {"reference network": "mnist_cnn", "VGG-like": "vgg_small"}
+CASES = {
+    f"{name}, {title}": (name, network) for title, network in NETWORKS.items() for name in OPTIONS
+}
+FUSED = ("SGD", "Adam", "AdamW")
+
+
+def make(case: tuple[str, str], args: argparse.Namespace) -> contest.Contest:
+    name, network = case
+    calls: dict[str, contest.Passes] = {}
+    size = 0
+    for version in ("numpy", "numba"):
+        model = getattr(models, network)(rng=0)
+        for i, (_, _, g) in enumerate(model.named_params()):
+            g[...] = contest.draw(i, g.shape)
+        optimizer = getattr(optim, name)(model, **OPTIONS[name])
+        size = sum(p.size for _, p, _ in model.named_params())
+
+        def update(optimizer: Any = optimizer, model: Any = model, version: str = version) -> Any:
+            with mc.use(version):
+                optimizer.step()
+            return [p for _, p, _ in model.named_params()]
+
+        calls[f"{contest.OURS} {version}"] = {"step": update}
+    torch = harness.optional("torch") if contest.asked(args, "PyTorch") else None
+    if torch is not None:
+        for mode in ("foreach", "fused")[: 2 if name in FUSED else 1]:
+            model = getattr(models, network)(rng=0)
+            params = [torch.from_numpy(p).requires_grad_() for _, p, _ in model.named_params()]
+            for i, p in enumerate(params):
+                p.grad = torch.from_numpy(contest.draw(i, tuple(p.shape)))
+            optimizer = getattr(torch.optim, name)(params, **OPTIONS[name], **{mode: True})
+
+            def torch_update(optimizer: Any = optimizer, params: Any = params) -> Any:
+                optimizer.step()
+                return params
+
+            calls[f"PyTorch {mode}"] = {"step": torch_update}
+    arrays = {"SGD": 5, "RMSprop": 5}.get(name, 7)  # read or written: p, g and the moments
+    return contest.Contest(calls, {}, {"step": 4.0 * arrays * np.float64(size)})
+
+
+if __name__ == "__main__":
+    contest.run(__doc__, CASES, make)

@@ -1,0 +1,1 @@
+"""Training on the GPU: recorded steps, their plan, products and memory. CuPy is imported on use."""

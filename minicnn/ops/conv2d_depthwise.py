@@ -1,0 +1,270 @@
+# mypy: disallow-untyped-defs=False
+# (the compiled functions get their types from Numba)
+"""conv2d in Numba where every channel has one filter of its own (depthwise), with stride 1.
+
+A map is copied into a padded buffer that fits the first cache, with rows of P numbers. L places in
+a row of the output, from place (i, j), then read
+
+    buffer[i*P + j + taps[k]]     for tap k = (p, q)
+
+and ROWS such vectors are one `vector.lane_tile` with a weight in all lanes. Results go straight to
+the output, row by row: the last vector of a row overlaps the one before, so a row must fill one.
+The weight gradient adds the same reads times dy, in a tile of TAPS sums that are kept in lanes.
+
+An item of work is one map. Weight gradients are summed as in `conv2d_channels`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from minicnn.backend import Array
+from minicnn.ops.conv2d_channels import add_pixels
+from minicnn.ops.conv2d_maps import Geometry, maps_of, number_of_parts, round_up
+from minicnn.ops.copy_numba import clear
+from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.vector import (
+    BLOCK,
+    ROWS,
+    add,
+    horizontal_sum,
+    lane_count,
+    lane_tile,
+    lanes,
+    load,
+    load_part,
+    multiples,
+    offsets,
+    splat,
+    store,
+    store_part,
+    tile_add,
+    tile_load,
+    tile_repeat,
+    tile_store,
+    zero,
+    zeros,
+)
+
+TAPS = 9  # of a tile of the weight gradient: a 3x3 kernel in one go
+
+
+class Plan(NamedTuple):
+    """All that the kernels need to know of one geometry (source and target as in `Maps`)."""
+
+    channels: int
+    rows: int  # of a source map
+    columns: int
+    corner: int  # where it begins in the buffer
+    pitch: int  # P
+    size: int  # of the buffer
+    out_rows: int  # of a target map
+    out_columns: int
+    taps: np.ndarray  # (K,) where the taps read
+    weight_taps: np.ndarray  # (K,) where they lie in a filter
+    # Vectors of the target
+    reads: np.ndarray  # (vectors,) where each begins in the buffer
+    writes: np.ndarray  # (vectors,) and in a target map
+    places: np.ndarray  # (vectors,) in the buffer again, but without overlap
+
+
+def applies(geometry: Geometry, L: int) -> bool:
+    """Tell whether these kernels take the geometry, for vectors of L lanes."""
+    depthwise = geometry.C == geometry.F == geometry.groups
+    return depthwise and geometry.window.stride == (1, 1) and maps_of(geometry).target[2] >= L
+
+
+@lru_cache(maxsize=256)
+def _plan(geometry: Geometry, L: int) -> Plan:
+    maps = maps_of(geometry)
+    (C, SH, SW), (_, TH, TW) = maps.source, maps.target
+    (rows,), (columns,) = maps.rows, maps.columns  # one phase: the stride is 1
+    top, left = (-min(0, *axis.offsets) for axis in (rows, columns))
+    pitch = left + max(SW, TW + max(columns.offsets))
+    at_row, at_column = np.array(rows.offsets) + top, np.array(columns.offsets) + left
+    each = -(-TW // L)  # vectors of a row
+    starts = np.arange(each) * L
+    overlapping = np.minimum(starts, TW - L)
+    first = np.arange(TH)[:, None]
+    taps = np.add.outer(at_row * pitch, at_column).ravel()
+    places = (first * pitch + starts).ravel()
+    bottom = max(top + SH, TH + int(at_row.max()))
+    return Plan(
+        channels=C,
+        rows=SH,
+        columns=SW,
+        corner=top * pitch + left,
+        pitch=pitch,
+        size=round_up(max(bottom * pitch, int(taps.max() + places.max()) + L), L),
+        out_rows=TH,
+        out_columns=TW,
+        taps=taps.astype(np.int32),
+        weight_taps=np.add.outer(
+            np.array(rows.taps) * geometry.window.kernel[1], np.array(columns.taps)
+        ).ravel(),
+        reads=(first * pitch + overlapping).ravel().astype(np.int32),
+        writes=(first * TW + overlapping).ravel().astype(np.int32),
+        places=places.astype(np.int32),
+    )
+
+
+# ---------------------------------------------------------------- one map
+
+
+@kernel(inline=True)
+def _pad(x, at, plan, out):
+    """Copy one map into the buffer, whose padding stays zero."""
+    L, n, none, o = lane_count(x), plan.columns, zero(x), plan.corner
+    whole = n - n % L
+    for _ in range(plan.rows):
+        for w in range(0, whole, L):
+            store(out, o + w, load(x, at + w))
+        if whole < n:
+            store_part(out, o + whole, n - whole, load_part(x, at + whole, n - whole, none))
+        at += n
+        o += plan.pitch
+
+
+@kernel(inline=True)
+def _correlate_map(source, plan, w, y, y0):
+    """Write one target map, for weights and then the bias in all lanes of w."""
+    L, acc, depth, last = lane_count(w), zeros(w, ROWS), plan.taps.size, plan.reads.size - 1
+    for v in range(0, plan.reads.size, ROWS):
+        rows = offsets(plan.reads, v, last, ROWS)  # past the end: the last vector again
+        sums = tile_repeat(acc, w, depth * L, ROWS)
+        for k in range(0, depth, BLOCK):
+            n = min(BLOCK, depth - k)
+            sums = tile_add(sums, lane_tile(acc, source, 0, rows, plan.taps, k, n, w, k * L, L))
+        tile_store(sums, y, y0, offsets(plan.writes, v, last, ROWS))
+
+
+@kernel(inline=True)
+def _rows_in(dy, at, plan, out):
+    """Copy the rows of a target map, each filled up to whole vectors with zeros."""
+    L, none, o = lane_count(dy), zero(dy), 0
+    for i in range(plan.out_rows):
+        for j in range(0, plan.out_columns, L):
+            n = plan.out_columns - j
+            store(out, o, load_part(dy, at + i * plan.out_columns + j, n, none))
+            o += L
+
+
+@kernel(inline=True)
+def _add_gradient(source, plan, target, dw, w0):
+    """``dw[w0][k] += sum over places t of source[t + taps[k]] * target[t]``, lane by lane."""
+    L, acc, depth, vectors = lane_count(dw), zeros(dw, TAPS), plan.taps.size, plan.places.size
+    for k in range(0, depth, TAPS):
+        rows = offsets(plan.taps, k, depth - 1, TAPS)
+        to = multiples(k, depth - 1, L, TAPS)
+        sums = tile_load(acc, dw, w0, to)
+        for v in range(0, vectors, BLOCK):
+            n = min(BLOCK, vectors - v)
+            sums = tile_add(
+                sums, lane_tile(acc, source, 0, rows, plan.places, v, n, target, v * L, L)
+            )
+        tile_store(sums, dw, w0, to)
+
+
+# ---------------------------------------------------------------- whole batches
+
+
+@kernel(parallel=True)
+def _correlate(x, w, bias, y, items, plan, sources, weights):
+    threads, depth = len(sources), plan.taps.size
+    for t in numba.prange(threads):
+        source, taps = sources[t], weights[t]
+        L = lane_count(source)
+        clear(source, 0, source.size)
+        for item in range(t * items // threads, (t + 1) * items // threads):
+            channel = item % plan.channels
+            for k in range(depth):
+                store(taps, k * L, splat(w[channel * depth + plan.weight_taps[k]]))
+            store(taps, depth * L, splat(bias[channel]))
+            _pad(x, item * plan.rows * plan.columns, plan, source)
+            _correlate_map(source, plan, taps, y, item * plan.out_rows * plan.out_columns)
+
+
+@kernel(parallel=True)
+def _gradient(x, dy, dw, db, items, plan, sources, targets, dws, dbs):
+    threads, parts, depth = len(sources), len(dws), plan.taps.size
+    for t in numba.prange(threads):
+        source, target = sources[t], targets[t]
+        L = lane_count(source)
+        clear(source, 0, source.size)
+        for part in range(t * parts // threads, (t + 1) * parts // threads):
+            clear(dws[part], 0, dws[part].size)
+            clear(dbs[part], 0, dbs[part].size)
+            for item in range(part * items // parts, (part + 1) * items // parts):
+                channel = item % plan.channels
+                _pad(x, item * plan.rows * plan.columns, plan, source)
+                _rows_in(dy, item * plan.out_rows * plan.out_columns, plan, target)
+                _add_gradient(source, plan, target, dws[part], channel * depth * L)
+                add_pixels(target, 0, plan.places.size, L, dbs[part], channel * L)
+    for channel in numba.prange(plan.channels):
+        _reduce(dws, dbs, channel, plan, dw, db)
+
+
+@kernel()
+def _reduce(dws, dbs, channel, plan, dw, db):
+    """Add the partial sums of one channel in order, then their lanes."""
+    L, depth = lane_count(dw), plan.taps.size
+    for k in range(depth + 1):  # the last one is the bias
+        parts, at = (dws, (channel * depth + k) * L) if k < depth else (dbs, channel * L)
+        total = load(parts[0], at)
+        for part in range(1, len(parts)):
+            total = add(total, load(parts[part], at))
+        if k < depth:
+            dw[channel * depth + plan.weight_taps[k]] = horizontal_sum(total)
+        else:
+            db[channel] = horizontal_sum(total)
+
+
+# ---------------------------------------------------------------- called from conv2d_numba
+
+
+def correlate(geometry: Geometry, x: Array, w: Array, b: Array | None, y: Array) -> None:
+    """Write the correlation of x with w to y or, for the adjoint, of dy (as x) to dx (as y)."""
+    L = lanes(x.dtype)
+    plan = _plan(geometry, L)
+    bias = np.zeros(plan.channels, x.dtype) if b is None else b
+    threads = numba.get_num_threads()
+    sizes = threads * plan.size, threads * (plan.taps.size + 1) * L
+    with buffers(x.dtype, *sizes) as (sources, weights):
+        _correlate(
+            flat(x),
+            flat(w),
+            flat(bias),
+            y.reshape(-1),
+            len(x) * plan.channels,
+            plan,
+            sources.reshape(threads, -1),
+            weights.reshape(threads, -1),
+        )
+
+
+def weight_gradient(geometry: Geometry, x: Array, dy: Array, dw: Array, db: Array) -> None:
+    """Write the gradients of w and b to dw and db; the geometry is the forward's."""
+    L = lanes(x.dtype)
+    plan = _plan(geometry, L)
+    items, size = len(x) * plan.channels, dw.size * L
+    parts = number_of_parts(items, size * x.itemsize)
+    threads = numba.get_num_threads()
+    target = plan.places.size * L
+    sizes = threads * plan.size, threads * target, parts * size, parts * db.size * L
+    with buffers(x.dtype, *sizes) as (sources, targets, dws, dbs):
+        _gradient(
+            flat(x),
+            flat(dy),
+            dw.reshape(-1),
+            db,
+            items,
+            plan,
+            sources.reshape(threads, -1),
+            targets.reshape(threads, -1),
+            dws.reshape(parts, -1),
+            dbs.reshape(parts, -1),
+        )
