@@ -354,9 +354,7 @@ def _holds_floats(target: Any) -> bool:
     return getattr(getattr(target, "dtype", None), "kind", "") == "f"
 
 
-def _labels(
-    op: str, x: Array, target: Any, ignore_index: int
-) -> tuple[Array, Array, Array | None]:
+def _labels(op: str, x: Array, target: Any, ignore_index: int) -> tuple[Array, Array, Array | None]:
     """Return the labels as int64 in C order, which of them count, and in a recorded step, where
     nobody can look at them, which are wrong.
     """
