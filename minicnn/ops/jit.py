@@ -32,6 +32,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu_options import ParallelOptions
 from numba.core.registry import CPUDispatcher, cpu_target
+from numba.core.sigutils import normalize_signature
 
 from minicnn.ops import vector
 
@@ -210,6 +211,9 @@ class _Cache(FunctionCache):
         found = None
         try:
             found = super().load_overload(sig, target_context)
+            # Two processes that begin to fill a cache may give one name to two files.
+            if found is not None and found.signature.args != normalize_signature(sig)[0]:
+                found = None
         except Exception as error:  # a damaged file raises anything that pickle can raise
             _warn_uncached(error)
         if found is None and _missing:

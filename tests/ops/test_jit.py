@@ -77,6 +77,18 @@ def test_a_damaged_cache_is_passed_over(cache_folder, fresh_warning):
         assert jit.kernel()(double).alone()(21) == 42
 
 
+def test_a_cache_whose_files_were_mixed_up_is_passed_over(cache_folder, fresh_warning):
+    """Two processes that fill it at once may do that; Numba would run the wrong code."""
+    first = jit.kernel()(double).alone()
+    assert (first(21), first(2.5)) == (42, 5.0)
+    one, other = cache_folder.rglob("*.nbc")
+    contents = one.read_bytes(), other.read_bytes()
+    other.write_bytes(contents[0])
+    one.write_bytes(contents[1])
+    for value in (21, 2.5):
+        assert jit.kernel()(double).alone()(value) == 2 * value
+
+
 def test_buffers_are_aligned_disjoint_and_kept():
     with jit.buffers(np.float32, 5, 0, 100) as (a, b, c):
         assert [len(a), len(b), len(c)] == [5, 0, 100]
