@@ -369,4 +369,3 @@ def rmsprop_update(
     """Like `minicnn.optim.rmsprop_update`."""
     h = lr, alpha, 1 - alpha, eps, weight_decay, momentum
     _update(_rmsprop, (p, g, v, m, b), h, weight_decay != 0)
-

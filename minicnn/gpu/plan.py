@@ -7,8 +7,11 @@ from typing import Any
 
 from minicnn import ops
 from minicnn.backend import Array, array_module
-from minicnn.layers import Conv2d, Layer, MaxPool2d, ReLU, Sequential
+from minicnn.layers import Conv2d, Layer, Linear, MaxPool2d, ReLU, Sequential
+from minicnn.ops import conv2d_cupy, linear_cupy
+from minicnn.ops.activations import ActivationCache
 from minicnn.ops.conv_block import OFF
+from minicnn.ops.linear import LinearCache
 
 Named = tuple[str, Any]  # a layer and its name in the model
 
@@ -34,6 +37,10 @@ class LayerStage:
     def backward(self, dy: Array, cache: Any) -> Array:
         """Add to the layers' gradients, and return that of the input."""
         return self._layer.backward(dy, cache)
+
+    def backward_last(self, dy: Array, cache: Any) -> None:
+        """Add to the layers' gradients, where nobody wants that of the input."""
+        self.backward(dy, cache)
 
     def infer(self, x: Array) -> Array:
         """Return the output in evaluation."""
@@ -61,6 +68,44 @@ class ConvStage(LayerStage):
         dx, dw, db = ops.conv_block_backward(dy, cache)
         self._conv.add_grads(weight=dw, bias=db)
         return dx
+
+    def backward_last(self, dy: Array, cache: Any) -> None:
+        x, w, _, win, groups, pool, winner = cache
+        y_shape = (len(x), len(w), *win.output_size("conv_block", *x.shape[2:]))
+        if not conv2d_cupy.applies(x.shape, w, y_shape, groups):
+            self.backward(dy, cache)
+            return
+        dy = array_module(dy).ascontiguousarray(dy)
+        args = (dy, winner, x, w, win, groups, pool)
+        _, dw, db = conv2d_cupy.block_backward(*args, need_dx=False)
+        self._conv.add_grads(weight=dw, bias=db)
+
+    def infer(self, x: Array) -> Array:
+        return self.forward(x)[0]
+
+
+class LinearStage(LayerStage):
+    """Linear with the ReLU behind it, in one kernel where that is small enough."""
+
+    how = "cupy, one kernel"
+
+    def __init__(self, named: list[Named]) -> None:
+        super().__init__(named)
+        self._linear, self._relu = (layer for _, layer in named)
+
+    def forward(self, x: Array) -> tuple[Array, Any]:
+        w, b = self._linear.params["weight"], self._linear.params.get("bias")
+        fits = x.ndim == 2 and x.dtype == w.dtype and x.shape[1] == w.shape[1]
+        if not (fits and x.flags.c_contiguous and linear_cupy.applies(len(x), w)):
+            z, linear = self._linear.forward(x)  # refuses what does not fit
+            y, relu = self._relu.forward(z)
+            return y, (linear, relu)
+        y = linear_cupy.forward(x, w, b, relu=True)
+        return y, (LinearCache(x, w, b is not None), ActivationCache("relu", y, ()))
+
+    def backward(self, dy: Array, cache: Any) -> Array:
+        linear, relu = cache
+        return self._linear.backward(self._relu.backward(dy, relu), linear)
 
     def infer(self, x: Array) -> Array:
         return self.forward(x)[0]
@@ -122,8 +167,9 @@ class GpuPlan:
     def accumulate(self, dy: Array) -> None:
         """Add to the gradients of all parameters."""
         caches, self._caches = self._caches, []
-        for stage in reversed(self.stages):
+        for stage in reversed(self.stages[1:]):
             dy = stage.backward(dy, caches.pop())
+        self.stages[0].backward_last(dy, caches.pop())
 
     def __str__(self) -> str:
         rows = [("layers", "runs", "with")]
@@ -141,7 +187,8 @@ def _stages(model: Layer) -> list[LayerStage]:
     rest, stages = _inline("", model), []
     while rest:
         taken = _together(rest)
-        stages.append(ConvStage(rest[:taken]) if taken > 1 else LayerStage(rest[:1]))
+        fused = ConvStage if type(rest[0][1]) is Conv2d else LinearStage
+        stages.append(fused(rest[:taken]) if taken > 1 else LayerStage(rest[:1]))
         del rest[:taken]
     return stages
 
@@ -161,9 +208,11 @@ def _together(rest: list[Named]) -> int:
     """How many layers at the front of the list run in one kernel."""
     # The exact types count: a subclass may have a forward of its own.
     layers = [layer for _, layer in rest[:3]]
+    relu = len(layers) > 1 and type(layers[1]) is ReLU
+    if type(layers[0]) is Linear:
+        return 1 + relu
     if type(layers[0]) is not Conv2d:
         return 1
-    relu = len(layers) > 1 and type(layers[1]) is ReLU
     pool = layers[1 + relu : 2 + relu]
     return 1 + relu + (bool(pool) and _side_by_side(pool[0]))
 

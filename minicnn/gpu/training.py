@@ -10,7 +10,8 @@ step began and makes it again the plain way, which raises the error that it dese
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from minicnn.gpu import memory, update
 from minicnn.gpu.blas import Blas
 from minicnn.gpu.graph import CannotCapture, Recording
 from minicnn.gpu.plan import GpuPlan
+from minicnn.ops.softmax_cupy import labelled, labelled_applies
 from minicnn.optim import sum_of_squares
+from minicnn.optim_cupy import Update, finish_step
 from minicnn.progress import Position, correct, counted
 
 if TYPE_CHECKING:
@@ -58,30 +61,46 @@ class _Step:
             flat.fill(0)
         plan = GpuPlan(model, trainer.fused)
         outputs = plan.forward(self.x, training=True)
-        forward, backward = trainer.loss
-        loss, cache = forward(outputs, self.y)
-        plan.accumulate(backward(xp.ones_like(loss), cache))
+        loss, gradient, samples, hits = self._loss(outputs)
+        plan.accumulate(gradient)
 
+        grads = [g for _, _, g in params]
+        if len(steps.flat) == 1:  # in one kernel
+            ((dtype, flat),) = steps.flat.items()
+            finish_step(flat, loss.astype(dtype), samples, hits, steps.rates[dtype], tally)
+        else:
+            self._count(loss, samples, hits)
+        if trainer.clip_norm is not None:
+            grads = _clipped(grads, trainer.clip_norm)
+        if not steps.moves:
+            steps.moves = update.moves(optimizer, grads)
+        for dtype, move in steps.moves.items():
+            move(steps.rates[dtype])
+        for a, old in zip(running, before):
+            xp.copyto(a, old, where=tally[BAD] >= 0)
+
+    def _loss(self, outputs: Array) -> tuple[Array, Array, Array, Array]:
+        """Return the loss, its gradient, the samples that count, and how many are right."""
+        from minicnn.train import LOSSES
+
+        xp, y, (forward, backward) = array_module(outputs), self.y, self._trainer.loss
+        if self._trainer.loss is LOSSES["cross_entropy"] and labelled_applies(outputs, y):
+            return labelled(outputs, y)
+        loss, cache = forward(outputs, y)
+        numbers = (xp.asarray(n, dtype=np.int64) for n in (counted(y), correct(outputs, y)))
+        return loss, backward(xp.ones_like(loss), cache), *numbers
+
+    def _count(self, loss: Array, samples: Array, hits: Array) -> None:
+        """Do as `finish_step` does, for gradients of several dtypes."""
+        steps, tally, xp = self._steps, self._steps.tally, array_module(loss)
         finite = xp.isfinite(loss)
         for flat in steps.flat.values():
             finite = finite & xp.isfinite(flat).all()
         tally[BAD] = xp.where(finite | (tally[BAD] >= 0), tally[BAD], tally[STEPS])
-        good = tally[BAD] < 0
-        grads = [g for _, _, g in params]
-        if trainer.clip_norm is not None:
-            grads = _clipped(grads, trainer.clip_norm)
+        good, loss = tally[BAD] < 0, loss.astype(np.float64)
         for rates in steps.rates.values():
             rates[0] = good
-        update.move(optimizer, grads, steps.rates)
-        for a, old in zip(running, before):
-            xp.copyto(a, old, where=~good)
-        self._count(outputs, loss, good)
-
-    def _count(self, outputs: Array, loss: Array, good: Array) -> None:
-        tally, y, xp = self._steps.tally, self.y, array_module(outputs)
-        loss = loss.astype(np.float64)
-        samples = counted(y)
-        tally[CORRECT] += xp.where(good, correct(outputs, y), 0)
+        tally[CORRECT] += xp.where(good, hits, 0)
         tally[SAMPLES] += xp.where(good, samples, 0)
         tally[LOSS] += xp.where(good, loss * samples, 0)
         tally[LAST] = loss
@@ -117,9 +136,12 @@ class GpuSteps:
         self.trainer = trainer
         self.why = ""
         self.stream = cupy.cuda.Stream()
+        self._cupy = cupy
+        self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
         self.blas = Blas(self.stream)
         self.tally: Array = None  # made with the rest, where memory is known to suffice
         self.rates: dict[Any, Array] = {}
+        self.moves: dict[Any, Update] = {}  # of the parameters of each dtype
         self.flat: dict[Any, Array] = {}  # the gradients of each dtype, one behind the other
         self._steps: OrderedDict[Key, _Step] = OrderedDict()
         self._seen: set[Key] = set()
@@ -228,7 +250,7 @@ class GpuSteps:
 
     def _flatten(self) -> None:
         """Let the gradients lie one behind the other, so that one kernel reaches them all."""
-        xp, layers = cupy_or_error(), {}
+        xp, layers = self._cupy, {}
         self.tally = xp.zeros(TALLY)
         for _, layer in self.trainer.model.modules():
             layers[id(layer)] = layer
@@ -256,12 +278,12 @@ class GpuSteps:
             self._load()
         trainer.begin_step()
         optimizer.step_count += 1
-        numbers = update.RULES[type(optimizer)].rates(optimizer)
+        numbers = update.RULES[type(optimizer)](optimizer)
         running = [a for _, layer in trainer.model.modules() for a in layer.buffers.values()]
         before = [] if step.recording.rehearsed else [a.copy() for a in running]
         done = False
         try:
-            with self.stream:
+            with self._in_turn():
                 step.x[...], step.y[...] = x, y
                 for dtype, rates in self.rates.items():
                     rates.set(np.array([0, *numbers], dtype))
@@ -287,6 +309,17 @@ class GpuSteps:
                 self._position.batch += 1
         return done
 
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Work on the stream of the recorded steps, between what the caller's stream does."""
+        outside, (before, after) = self._cupy.cuda.get_current_stream(), self._events
+        before.record(outside)
+        self.stream.wait_event(before)
+        with self.stream:
+            yield
+        after.record(self.stream)
+        outside.wait_event(after)
+
     def _give_up(self, why: str) -> None:
         if "StreamCapture" in why:
             why = f"a layer or the loss looks at numbers on the host ({why})"
@@ -301,6 +334,7 @@ class GpuSteps:
     def forget(self) -> None:
         """Drop all that was recorded, and its memory."""
         self._steps.clear()
+        self.moves.clear()
         self._seen.clear()
 
     # ------------------------------------------------------------ what became of them
@@ -311,7 +345,7 @@ class GpuSteps:
         if at is None:
             raise RuntimeError("a step is queued before there is a position to count it in")
         self._start = at.batch
-        with self.stream:
+        with self._in_turn():
             self.tally.set(np.array([at.loss, at.samples, at.correct, -1, 0, 0], np.float64))
 
     def read(self) -> float | None:

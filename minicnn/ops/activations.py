@@ -266,6 +266,27 @@ def _numba(formula: str) -> Version:
     return Version(forward, backward)
 
 
+# ---------------------------------------------------------------- cupy (see elementwise.cu)
+
+
+def _cupy(formula: str) -> Version:
+    from minicnn.ops import cuda
+
+    def run(kernel: str, *arrays: Array, params: tuple[float, ...]) -> Array:
+        out = array_module(arrays[0]).empty_like(arrays[0])
+        a, b = (*map(float, params), 0.0, 0.0)[:2]
+        cuda.each("elementwise", kernel, out, *arrays, out, a, b)
+        return out
+
+    def forward(x: Array, *params: float) -> Array:
+        return run(f"{formula}_forward", x, params=params)
+
+    def backward(dy: Array, kept: Array, *params: float) -> Array:
+        return run(f"{formula}_backward", dy, kept, params=params)
+
+    return Version(forward, backward)
+
+
 # ---------------------------------------------------------------- versions, public pairs
 
 VERSIONS = {
@@ -273,6 +294,7 @@ VERSIONS = {
         "reference": Version(*map(elementwise, _REFERENCE[formula])),
         "numpy": Version(*map(_whole, _NUMPY[formula])),
         "numba": _numba(formula),
+        "cupy": _cupy(formula),
     }
     for formula in _REFERENCE
 }

@@ -123,12 +123,28 @@ def _backward_numba(dy: Array, input_size: Pair) -> Array:
     return pool_numba.average_backward(dy, input_size, *bins)
 
 
+# ---------------------------------------------------------------- cupy (see pool_cupy.py)
+
+
+def _forward_cupy(x: Array, output_size: Pair) -> Array:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.adaptive_forward(x, output_size)
+
+
+def _backward_cupy(dy: Array, input_size: Pair) -> Array:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.adaptive_backward(dy, input_size)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

@@ -137,12 +137,28 @@ def _backward_numba(dy: Array, divisor: Array, x_shape: tuple[int, ...], win: Wi
     return window_numba.avg_pool_backward(dy, divisor, x_shape, win)
 
 
+# ---------------------------------------------------------------- cupy (see pool_cupy.py)
+
+
+def _forward_cupy(x: Array, divisor: Array, win: Window) -> Array:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.avg_forward(x, divisor, win)
+
+
+def _backward_cupy(dy: Array, divisor: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.avg_backward(dy, divisor, x_shape, win)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

@@ -160,12 +160,36 @@ def _backward_numba(
     return norm_numba.batch_norm_backward(dy, x, w, mean, rstd, training)
 
 
+# ---------------------------------------------------------------- cupy (see norm_cupy.py)
+
+
+def _forward_cupy(
+    x: Array, w: Array, b: Array, eps: float, mean: Array | None = None, var: Array | None = None
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import cuda, norm_cupy
+
+    if not (x.size and cuda.grid_fits(x.shape[1])):
+        return _forward_numpy(x, w, b, eps, mean, var)
+    return norm_cupy.batch_norm_forward(x, w, b, eps, mean, var)
+
+
+def _backward_cupy(
+    dy: Array, x: Array, w: Array, mean: Array, rstd: Array, training: bool
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import cuda, norm_cupy
+
+    if not (x.size and cuda.grid_fits(x.shape[1])):
+        return _backward_numpy(dy, x, w, mean, rstd, training)
+    return norm_cupy.batch_norm_backward(dy, x, w, mean, rstd, training)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

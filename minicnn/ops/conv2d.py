@@ -189,6 +189,32 @@ def _backward_winograd(
     return _backward_numba(dy, x, w, win, groups)
 
 
+# ---------------------------------------------------------------- cupy (see conv2d_cupy.py)
+
+
+# Where an image or a filter bank outgrows 32-bit offsets, the numpy version runs on CuPy's arrays.
+# Taps outside are multiplied as zeros, so an infinite w makes more of dx NaN than it has to.
+
+
+def _forward_cupy(x: Array, w: Array, b: Array | None, win: Window, groups: int) -> Array:
+    from minicnn.ops import conv2d_cupy
+
+    y_shape = (x.shape[0], w.shape[0], *win.output_size("conv2d", *x.shape[2:]))
+    if not conv2d_cupy.applies(x.shape, w, y_shape, groups):
+        return _forward_numpy(x, w, b, win, groups)
+    return conv2d_cupy.forward(x, w, b, win, groups)
+
+
+def _backward_cupy(
+    dy: Array, x: Array, w: Array, win: Window, groups: int
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import conv2d_cupy
+
+    if not conv2d_cupy.applies(x.shape, w, dy.shape, groups):
+        return _backward_numpy(dy, x, w, win, groups)
+    return conv2d_cupy.backward(dy, x, w, win, groups)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
@@ -196,6 +222,7 @@ VERSIONS = {
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
     "winograd": Version(_forward_winograd, _backward_winograd),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

@@ -98,12 +98,38 @@ def _backward_numba(
     return VERSIONS["numpy"].backward(dy, winner, x, w, win, groups, pool)
 
 
+# ---------------------------------------------------------------- cupy (see conv2d_cupy.py)
+
+
+def _forward_cupy(
+    x: Array, w: Array, b: Array | None, win: Window, groups: int, relu: bool, pool: Pair
+) -> tuple[Array, Array]:
+    from minicnn.ops import conv2d_cupy
+
+    y_shape = (x.shape[0], w.shape[0], *win.output_size("conv_block", *x.shape[2:]))
+    if pool[0] * pool[1] in conv2d_cupy.POOLS and conv2d_cupy.applies(x.shape, w, y_shape, groups):
+        return conv2d_cupy.block_forward(x, w, b, win, groups, relu, pool)
+    return _composition("cupy").forward(x, w, b, win, groups, relu, pool)
+
+
+def _backward_cupy(
+    dy: Array, winner: Array, x: Array, w: Array, win: Window, groups: int, pool: Pair
+) -> tuple[Array | None, Array, Array]:
+    from minicnn.ops import conv2d_cupy
+
+    y_shape = (x.shape[0], w.shape[0], *win.output_size("conv_block", *x.shape[2:]))
+    if not conv2d_cupy.applies(x.shape, w, y_shape, groups):
+        return VERSIONS["numpy"].backward(dy, winner, x, w, win, groups, pool)
+    return conv2d_cupy.block_backward(dy, winner, x, w, win, groups, pool)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": _composition("reference"),
     "numpy": _composition("numpy"),
     "numba": Version(_composition("numba").forward, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

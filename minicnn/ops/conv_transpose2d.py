@@ -193,12 +193,40 @@ def _fitted(win: Window, x: Array, y_size: Pair) -> Window | None:
     return fitted if fitted.output_size("conv_transpose2d", *y_size) == x.shape[2:] else None
 
 
+# ---------------------------------------------------------------- cupy (see conv2d_cupy.py)
+
+
+def _forward_cupy(
+    x: Array, w: Array, b: Array | None, win: Window, groups: int, y_size: Pair
+) -> Array:
+    from minicnn.ops import conv2d_cupy
+
+    fitted, y_shape = _fitted(win, x, y_size), (len(x), w.shape[1] * groups, *y_size)
+    if fitted is None or not conv2d_cupy.applies(y_shape, w, x.shape, groups):
+        return _forward_numpy(x, w, b, win, groups, y_size)
+    return conv2d_cupy.input_gradient(x, w, y_shape, fitted, groups, b)
+
+
+def _backward_cupy(
+    dy: Array, x: Array, w: Array, win: Window, groups: int
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import conv2d_cupy
+
+    fitted = _fitted(win, x, dy.shape[2:])
+    if fitted is None or not conv2d_cupy.applies(dy.shape, w, x.shape, groups):
+        return _backward_numpy(dy, x, w, win, groups)
+    dx = conv2d_cupy.forward(dy, w, None, fitted, groups)
+    dw, _ = conv2d_cupy.weight_gradient(x, dy, w.shape, fitted, groups)
+    return dx, dw, bias_gradient(dy)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

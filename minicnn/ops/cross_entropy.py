@@ -151,6 +151,21 @@ def _after_log_softmax(log_softmax: Version, nll_loss: Version) -> Version:
     return Version(forward, backward)
 
 
+# Both in one kernel (see softmax_cupy.py).
+
+
+def _cross_entropy_forward_cupy(x: Array, a: Array) -> tuple[Array, Array]:
+    from minicnn.ops import softmax_cupy
+
+    return softmax_cupy.cross_entropy_forward(x, a)
+
+
+def _cross_entropy_backward_cupy(g: Array, log_p: Array, a: Array) -> Array:
+    from minicnn.ops import softmax_cupy
+
+    return softmax_cupy.cross_entropy_backward(g, log_p, a)
+
+
 _NLL = {
     "reference": Version(_nll_forward_reference, _nll_backward_reference),
     "numpy": Version(_nll_forward_numpy, _nll_backward_numpy),
@@ -160,7 +175,8 @@ VERSIONS = {
     "cross_entropy": {
         name: _after_log_softmax(version, _NLL.get(name, _NLL["numpy"]))
         for name, version in SOFTMAX["log_softmax"].items()
-    },
+    }
+    | {"cupy": Version(_cross_entropy_forward_cupy, _cross_entropy_backward_cupy)},
 }
 
 

@@ -124,12 +124,28 @@ def _col2im_numba(cols: Array, x_shape: tuple[int, ...], win: Window) -> Array:
     return im2col_numba.col2im(cols, x_shape, win)
 
 
+# ---------------------------------------------------------------- cupy (see pool_cupy.py)
+
+
+def _im2col_cupy(x: Array, win: Window) -> Array:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.im2col(x, win)
+
+
+def _col2im_cupy(cols: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.col2im(cols, x_shape, win)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(im2col_reference, col2im_reference),
     "numpy": Version(im2col_numpy, col2im_numpy),
     "numba": Version(_im2col_numba, _col2im_numba),
+    "cupy": Version(_im2col_cupy, _col2im_cupy),
 }
 
 

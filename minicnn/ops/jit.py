@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import warnings
 import weakref
@@ -26,6 +27,7 @@ import numba
 import numpy as np
 from llvmlite.binding import parse_assembly
 from numba.core.caching import FunctionCache
+from numba.core.cgutils import normalize_ir_text
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu_options import ParallelOptions
@@ -140,8 +142,26 @@ def _compiling(whole: bool) -> Iterator[None]:
             codegen._library_class = usual
 
 
+_COUNTS = re.compile(r"\s*call void @\"?NRT_(inc|dec)ref")
+
+
 class _Library(JITCodeLibrary):
     """The code of a part: as the front end makes it, to be linked into kernels."""
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        """Leave out the counting of references, except where arrays are made or come from Python.
+
+        Two threads that count the arrays of their caller, in one place in memory, wait for each
+        other longer than a small piece of work takes.
+        """
+        text = str(ir_module)
+        if "NRT_MemInfo_alloc" in text or '@"_ZN7cpython' in text:
+            super().add_ir_module(ir_module)
+            return
+        lines = [line for line in text.split("\n") if not _COUNTS.match(line)]
+        module = parse_assembly(normalize_ir_text("\n".join(lines)))
+        module.name = ir_module.name
+        self.add_llvm_module(module)
 
     def _optimize_functions(self, ll_module: Any) -> None:
         ll_module.data_layout = self._codegen._data_layout

@@ -129,12 +129,36 @@ def _backward_numba(
     return norm_numba.layer_norm_backward(dy, x, w, mean, rstd)
 
 
+# ---------------------------------------------------------------- cupy (see norm_cupy.py)
+
+
+def _forward_cupy(x: Array, w: Array, b: Array, eps: float) -> tuple[Array, Array, Array]:
+    from minicnn.ops import norm_cupy
+
+    if not x.size:
+        return _forward_numpy(x, w, b, eps)
+    y, mean, rstd = norm_cupy.rows_forward(x[:, None, :, None], w, b, eps)  # (R, 1, D, 1)
+    return y.reshape(x.shape), mean.ravel(), rstd.ravel()
+
+
+def _backward_cupy(
+    dy: Array, x: Array, w: Array, mean: Array, rstd: Array
+) -> tuple[Array, Array, Array]:
+    from minicnn.ops import norm_cupy
+
+    if not x.size:
+        return _backward_numpy(dy, x, w, mean, rstd)
+    dx, dw, db = norm_cupy.rows_backward(dy, x[:, None, :, None], w, mean, rstd)
+    return dx.reshape(x.shape), dw, db
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

@@ -72,13 +72,17 @@ def _backward_numpy(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]
     return dy @ w, dy.T @ x, dy.sum(axis=0, dtype=np.float64).astype(dy.dtype)
 
 
-# ---------------------------------------------------------------- cupy
+# ---------------------------------------------------------------- cupy (see linear_cupy.py)
 
 
-# As numpy, with products that a CUDA graph can hold: CuPy's own refuse to be captured.
+# Large products are cuBLAS's, called so that a CUDA graph can hold them: CuPy's own refuse.
 
 
 def _forward_cupy(x: Array, w: Array, b: Array | None) -> Array:
+    from minicnn.ops import linear_cupy
+
+    if linear_cupy.applies(len(x), w):
+        return linear_cupy.forward(x, w, b)
     y = matmul(x, w.T)  # (M, O)
     if b is not None:
         y += b
@@ -86,6 +90,10 @@ def _forward_cupy(x: Array, w: Array, b: Array | None) -> Array:
 
 
 def _backward_cupy(dy: Array, x: Array, w: Array) -> tuple[Array, Array, Array]:
+    from minicnn.ops import linear_cupy
+
+    if linear_cupy.applies(len(x), w):
+        return linear_cupy.backward(dy, x, w)
     db = dy.sum(axis=0, dtype=np.float64).astype(dy.dtype)
     return matmul(dy, w), matmul(dy.T, x), db
 

@@ -174,12 +174,28 @@ def _backward_numba(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Win
     return window_numba.max_pool_backward(dy, winner, x_shape)
 
 
+# ---------------------------------------------------------------- cupy (see pool_cupy.py)
+
+
+def _forward_cupy(x: Array, win: Window) -> tuple[Array, Array]:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.max_forward(x, win)
+
+
+def _backward_cupy(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Window) -> Array:
+    from minicnn.ops import pool_cupy
+
+    return pool_cupy.max_backward(dy, winner, x_shape, win)
+
+
 # ---------------------------------------------------------------- versions, public pair
 
 VERSIONS = {
     "reference": Version(_forward_reference, _backward_reference),
     "numpy": Version(_forward_numpy, _backward_numpy),
     "numba": Version(_forward_numba, _backward_numba),
+    "cupy": Version(_forward_cupy, _backward_cupy),
 }
 
 

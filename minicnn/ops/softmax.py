@@ -113,6 +113,23 @@ def _numba(log: bool) -> Version:
     return Version(forward, backward)
 
 
+# ---------------------------------------------------------------- cupy (see softmax_cupy.py)
+
+
+def _cupy(logarithm: bool) -> Version:
+    def forward(x: Array, dim: int) -> Array:
+        from minicnn.ops import softmax_cupy
+
+        return softmax_cupy.forward(x, dim, logarithm)
+
+    def backward(dy: Array, y: Array, dim: int) -> Array:
+        from minicnn.ops import softmax_cupy
+
+        return softmax_cupy.backward(dy, y, dim, logarithm)
+
+    return Version(forward, backward)
+
+
 # ---------------------------------------------------------------- versions, public pairs
 
 VERSIONS = {
@@ -120,11 +137,13 @@ VERSIONS = {
         "reference": Version(_row_by_row(_softmax_row), _row_by_row(_softmax_row_backward)),
         "numpy": Version(_softmax_numpy, _softmax_backward_numpy),
         "numba": _numba(log=False),
+        "cupy": _cupy(logarithm=False),
     },
     "log_softmax": {
         "reference": Version(_row_by_row(_log_softmax_row), _row_by_row(_log_softmax_row_backward)),
         "numpy": Version(_log_softmax_numpy, _log_softmax_backward_numpy),
         "numba": _numba(log=True),
+        "cupy": _cupy(logarithm=True),
     },
 }
 

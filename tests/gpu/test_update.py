@@ -23,9 +23,10 @@ def test_it_moves_as_step_does_or_not_at_all(cupy, optimizer, dtype):
         if go:
             plain.step()
             recorded.step_count += 1
-        numbers = [go, *update.RULES[type(recorded)].rates(recorded)]
+        numbers = [go, *update.RULES[type(recorded)](recorded)]
         rates[np.dtype(dtype)].set(np.array(numbers, dtype))
-        update.move(recorded, [g for _, _, g in pair[1].named_params()], rates)
+        for key, move in update.moves(recorded, [g for _, _, g in pair[1].named_params()]).items():
+            move(rates[key])
         for a, b in (
             (pair[0].state_dict(), pair[1].state_dict()),
             (plain.state_dict(), recorded.state_dict()),

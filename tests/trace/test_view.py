@@ -7,6 +7,7 @@ import pytest
 
 import minicnn as m
 from minicnn.trace.page import script as view_script
+from minicnn.trace.page import source
 from minicnn.trace.widget import _GLUE, Edits
 
 D = np.float64
@@ -122,6 +123,8 @@ const text = (s) => $(s).textContent, read = () => {
     last: [...document.querySelectorAll('.running')].at(-1)?.textContent,
     cells: Object.fromEntries([...document.querySelectorAll('.map')].map((b) => [b.dataset.letter,
       [...b.querySelectorAll('[role=gridcell]')].map((c) => [c.dataset.index, c.textContent, c.ariaLabel])])),
+    loss: text('.loss output'),
+    statistics: [...document.querySelectorAll('.statistics tbody tr')].map((r) => [...r.children].map((c) => c.textContent)),
   });
 };
 read();
@@ -138,6 +141,7 @@ def test_every_number_is_numpys(browser, name, tmp_path):
         forward, backward = trace.forward(node.name), trace.backward(node.name)
         arrays = backward.arrays | forward.arrays
         for what, a in (forward.outputs | backward.outputs | backward.grads).items():
+            step = forward if what == "y" else backward
             button = 2 * number + (what != "y")  # the buttons stand in rows: forward, backward
             for at in rng.choice(a.size, min(a.size, 3), replace=False):
                 index = tuple(int(i) for i in np.unravel_index(at, a.shape))
@@ -166,6 +170,13 @@ def test_every_number_is_numpys(browser, name, tmp_path):
                     assert all(map(near, factors.split(" · "), term.factors)), where
                 if terms and want.start == 0 and len(terms) == len(want.terms):
                     assert near(seen["last"], sum(t.value for t in terms)), where
+                assert same(seen["loss"], trace.loss), where
+                table = step.statistics()
+                assert len(seen["statistics"]) >= len(step.outputs), where
+                for letter, _, low, mean, high, zeros in seen["statistics"]:
+                    s = table.get(letter) or forward.statistics()[letter]
+                    assert all(map(near, (low, mean, high), (s["min"], s["mean"], s["max"]))), where
+                    assert zeros == f"{100 * s['zeros']:.1f} %", where
                 for letter, cells in seen["cells"].items():
                     assert cells
                     for place, text, label in cells:
@@ -335,7 +346,8 @@ def test_what_if_in_the_browser(browser, tmp_path):
     edits = Edits(start)
     module = (view_script() + _GLUE).replace("export default", "window.widget =")
     (tmp_path / "widget.html").write_text(
-        '<meta charset="utf-8"><div id="el"></div><script type="module">'
+        f'<meta charset="utf-8"><style>{source("view.css")}</style><div id="el"></div>'
+        '<script type="module">'
         + module
         + f"""
         const calls = []; window.sent = []; window.data = JSON.parse({json.dumps(json.dumps(edits.data()))});

@@ -10,7 +10,9 @@ const clamp = (v, low, high) => Math.max(low, Math.min(high, v));
 
 function fmt(v) {
   if (v === 0) return "0";
-  return Number.isInteger(v) && Math.abs(v) < 1e4 ? String(v) : v.toPrecision(4);
+  const size = Math.abs(v);
+  if (Number.isInteger(v) && size < 1e4) return String(v);
+  return size < 1e-3 ? v.toExponential(3) : v.toPrecision(4); // at most nine characters, as a cell holds
 }
 
 const shown = (letter, index) => `${letter}[${index.join(",")}]`;

@@ -6,7 +6,7 @@ function columnsView(app, width) {
   const { A, step } = app.context(), win = step.window, [KH, KW] = win.kernel, { x, w, y } = A;
   const [, , OH, OW] = y.shape, [, , H, W] = x.shape, CG = w.shape[1], FG = w.shape[0] / step.groups;
   const P = OH * OW, K = CG * KH * KW, half = width / 2 - 32;
-  const IMAGEW = fitting(half, 49, CROP), MATRIXW = fitting(half - 66, 49, MATRIX[1]);
+  const IMAGEW = fitting(half, 55, CROP), MATRIXW = fitting(half - 66, 55, MATRIX[1]);
   let n = 0, f = 0, p0 = 0, channel = 0, row = 0, pixel = [0, 0]; // the cursors of product, matrix and image
   let crops = { h: null, v: null, k: null, p: null };
 
@@ -85,14 +85,14 @@ function columnsView(app, width) {
     image.fill({ rows: crops.h, cols: crops.v, label: `Image, channel ${base + channel}`,
       cell(h, v) {
         const value = at(x, [n, base + channel, h, v]), text = fmt(value), part = window.has(`${h},${v}`);
-        return { key: `${h},${v}`, place: `${channel},${h},${v}`, text, back: colour(value, x.limit), stop: h === pixel[0] && v === pixel[1],
+        return { key: `${h},${v}`, place: `${channel},${h},${v}`, text, back: app.colour(value, x.limit), stop: h === pixel[0] && v === pixel[1],
           cls: part ? "part" : "", label: `x ${n}, ${base + channel}, ${h}, ${v}: ${text}${part ? ", in the chosen window" : ""}` };
       } });
     matrix.fill({ rows: crops.k, cols: crops.p, label: "Column matrix: a row for each tap, a column for each window",
       heads: { col: (p) => `${Math.floor(p / OW)},${p % OW}`, row: (k) => ((q) => `c${base + q.cg} ${q.kh},${q.kw}`)(source(k, 0)) },
       cell(k, p) {
         const q = source(k, p), inside = within(x, q.h, q.v), value = inside ? at(x, [n, base + q.cg, q.h, q.v]) : 0, text = fmt(value);
-        return { key: `${k},${p}`, place: inside ? `${q.cg},${q.h},${q.v}` : null, text, back: colour(value, x.limit), stop: k === row && p === p0,
+        return { key: `${k},${p}`, place: inside ? `${q.cg},${q.h},${q.v}` : null, text, back: app.colour(value, x.limit), stop: k === row && p === p0,
           cls: `${p === p0 ? "here" : ""}${inside ? "" : " pad"}`,
           label: `window ${Math.floor(p / OW)}, ${p % OW}, tap ${q.kh}, ${q.kw}: ${text}${inside ? `, pixel ${q.h}, ${q.v}` : ", padding"}` };
       } });
@@ -100,7 +100,7 @@ function columnsView(app, width) {
       heads: { row: () => `w[${f}] · col` },
       cell(_, p) {
         const yi = [n, f, Math.floor(p / OW), p % OW], value = at(y, yi), text = fmt(value);
-        return { key: yi.join(), text, back: colour(value, y.limit), cls: p === p0 ? "here" : "", selected: p === p0, stop: p === p0, label: `y ${yi.join(", ")}: ${text}` };
+        return { key: yi.join(), text, back: app.colour(value, y.limit), cls: p === p0 ? "here" : "", selected: p === p0, stop: p === p0, label: `y ${yi.join(", ")}: ${text}` };
       } });
     const yi = [n, f, Math.floor(p0 / OW), p0 % OW], d = derive(app.context(), "y", yi);
     const shownTerms = d.terms.slice(0, 6).map((t) => t.factors.map(fmt).join("·")).join(" + ");
@@ -174,7 +174,7 @@ function foldView(app, columnsShown) { // col2im of one channel, window by windo
     const fill = (g, values, limit, label, show) => g.fill({ rows: spots[0], cols: spots[1], label,
       cell(h, v) {
         const k = h * W + v, text = show(values[k]);
-        return { key: `${h},${v}`, text, back: colour(values[k], limit), cls: now.has(k) ? "lit" : "", label: `${h}, ${v}: ${text}${now.has(k) ? ", just written" : ""}` };
+        return { key: `${h},${v}`, text, back: app.colour(values[k], limit), cls: now.has(k) ? "lit" : "", label: `${h}, ${v}: ${text}${now.has(k) ? ", just written" : ""}` };
       } });
     fill(acc, sums, dx.limit, `Gradient so far, channel ${c}`, fmt);
     fill(hits, counts, Math.max(1, taps), "Number of windows that wrote to each pixel", String);

@@ -101,14 +101,14 @@ function derivationView(app) {
   return { element, draw, stop: () => cancel() };
 }
 
-function editForm(app) { // what if this number were another
-  const input = make("input", { type: "number", step: "any" });
-  const element = make("form", { class: "edit" }, make("label", {}, "What if it were ", input), make("button", { type: "submit" }, "Set"));
-  element.addEventListener("submit", (e) => {
-    e.preventDefault();
+function editForm(app) { // what if this number were another; no <form>, whose Enter Jupyter swallows
+  const set = () => {
     const { letter, index } = app.state;
     app.send({ type: "set", name: app.context().step.name, letter, index, value: Number(input.value) });
-  });
+  };
+  const input = make("input", { type: "number", step: "any", onkeydown: (e) => e.key === "Enter" && set() });
+  const element = make("div", { class: "edit" }, make("label", {}, "What if it were ", input),
+    make("button", { type: "button", onclick: set }, "Set"));
   function draw(value) {
     const { letter } = app.state, { step } = app.context();
     element.hidden = !(["w", "b"].includes(letter) || (letter === "x" && step.sources[0] < 0));

@@ -15,9 +15,18 @@ function write(e, text) { // what a screen reader speaks is not touched if it st
   if (e.textContent !== text) e.textContent = text;
 }
 
-function colour(v, limit) { // blue below zero, orange above: apart for every kind of colour vision
-  const share = Math.round(Math.min(1, Math.abs(v) / limit) ** 0.7 * 78);
-  return share ? `color-mix(in oklab, var(${v < 0 ? "--low" : "--high"}) ${share}%, var(--paper))` : "var(--paper)";
+// Blue below zero, orange above: apart for every kind of colour vision. The colours are worked out
+// here, once each: a mix in the style sheet would cost the browser more than the rest of a cell.
+function shades({ low, high, paper }) {
+  const made = new Map();
+  return (v, limit) => {
+    const share = Math.round(Math.min(1, Math.abs(v) / limit) ** 0.7 * 78) * (v < 0 ? -1 : 1);
+    if (!made.has(share)) {
+      const to = share < 0 ? low : high, mix = paper.map((p, k) => Math.round(p + (Math.abs(share) / 100) * (to[k] - p)));
+      made.set(share, `rgb(${mix})`);
+    }
+    return made.get(share);
+  };
 }
 
 // The part of an axis that is shown: it stays unless lo..hi with a margin of one leaves it.

@@ -39,7 +39,7 @@ const AXES = { 4: ["n", "c"], "4w": ["f", "c"] };
 const fitting = (width, cell, most) => clamp(Math.floor(width / cell), 5, most); // columns without a scroll bar
 
 function mapView(app, letter, width) {
-  const a = app.array(letter), nd = a.shape.length, CROPW = fitting(width - 34, 56, CROP);
+  const a = app.array(letter), nd = a.shape.length, CROPW = fitting(width - 34, 58, CROP);
   const element = make("section", { class: `map ${kind(letter)}`, "data-letter": letter,
     "aria-label": `${letter}, shape ${a.shape.join(" by ") || "one number"}` });
   const head = make("header", {}, make("b", {}, letter), make("span", { class: "shape" }, `(${a.shape.join(", ")})`));
@@ -75,6 +75,8 @@ function mapView(app, letter, width) {
     ? overview((r, c) => app.choose(letter, placed(a, lead, r, c))) : null;
   if (small) element.append(small.element);
   element.append(table.element);
+  // Maps that are not on the screen are not laid out; this is the room that they would take.
+  element.style.containIntrinsicSize = `${Math.min(last.cols, CROPW) * 58 + 34}px ${Math.min(last.rows, CROP) * 26 + 64 + (small ? 150 : 0)}px`;
   if (large) element.append(note);
 
   function draw(lit) {
@@ -92,7 +94,7 @@ function mapView(app, letter, width) {
       cell(r, c) {
         const k = base + r * cols + c, v = a.values[k], text = fmt(v), part = mine?.keys.has(k);
         const key = placed(a, lead, r, c).join();
-        return { key, text, back: colour(v, a.limit), selected: k === chosen, stop: k === chosen,
+        return { key, text, back: app.colour(v, a.limit), selected: k === chosen, stop: k === chosen,
           cls: part ? "part" : mine?.also.has(k) ? "also" : "",
           label: `${letter} ${key}: ${text}${part ? ", part of the sum" : ""}` };
       },
@@ -100,7 +102,7 @@ function mapView(app, letter, width) {
     write(note, `Cropped: rows ${ra}–${rb - 1} of ${rows}, columns ${ca}–${cb - 1} of ${cols}.`);
     if (small) {
       const key = `${lead.join()} ${app.paint}`;
-      if (key !== painted) small.paint(app.colours(), a, base, rows, cols);
+      if (key !== painted) small.paint(app.palette(), a, base, rows, cols);
       painted = key;
       small.mark([ra / rows, rb / rows, ca / cols, cb / cols]);
     }

@@ -5,17 +5,21 @@
 
 function render(root, data, send = null) {
   const state = { step: 0, letter: null, index: null, tool: "derive" };
-  let contexts = [], difference = null, parts = null, palette = null; // parts: what is built of the current step
+  let contexts = [], difference = null, parts = null, palette = null, shade = null; // parts: what is built of the current step
 
   const app = {
     root, state, send,
     views: {}, // the index that each map shows
     paint: 0, // grows when the colours or the numbers change
-    colours() { // for canvases; read once, since asking for a style lays the page out
+    palette() { // read once, since asking for a style lays the page out
       const css = palette ? null : getComputedStyle(root);
       const rgb = (name) => css.getPropertyValue(name).trim().match(/\w\w/g).map((h) => parseInt(h, 16));
       palette ??= { low: rgb("--low"), high: rgb("--high"), paper: rgb("--paper") };
       return palette;
+    },
+    colour(v, limit) {
+      shade ??= shades(app.palette());
+      return shade(v, limit);
     },
     node: () => (app.forward() ? state.step : 2 * contexts.length - 1 - state.step),
     context: () => contexts[app.node()],
@@ -53,9 +57,9 @@ function render(root, data, send = null) {
   // -------------------------------------------------------------- what stays: header and list of steps
 
   const repaint = () => {
-    palette = null;
+    palette = shade = null;
     app.paint++;
-    draw();
+    if (parts) draw();
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   const loss = make("output"), place = make("span", { role: "status" });
@@ -175,24 +179,40 @@ function render(root, data, send = null) {
   }
 
   root.classList.add("stepping");
+  root.dataset.lmSuppressShortcuts = "true"; // else Jupyter takes the arrow keys and Enter for itself
   root.replaceChildren(
     make("header", { class: "top" }, make("h1", {}, "Stepping through"), make("p", { class: "loss" }, lossName, loss),
       make("nav", { "aria-label": "Steps" }, back, place, next, theme)),
     make("div", { class: "body" }, make("nav", { "aria-label": "Layers" }, rail), main));
   load(data);
   listSteps();
-  go(0);
+  // Jupyter hands over a root that stands nowhere yet. How many columns fit is known once it has a
+  // width, and anew when that changes by more than a scroll bar's.
+  let width = 0;
+  const start = () => {
+    if (!root.clientWidth || Math.abs(root.clientWidth - width) < 40) return;
+    width = root.clientWidth;
+    if (parts) enter();
+    else go(0);
+  };
+  const observer = new ResizeObserver(start);
+  observer.observe(root);
+  start();
   return {
     update(changed) { // after an edit: the same step and, where it still exists, the same number
       const active = root.getRootNode().activeElement; // Jupyter may put the view in a shadow root
       const name = active && root.contains(active) && (active.closest(".edit") ? "edit input" : active.classList[0]);
       load(changed);
       listSteps();
+      if (!parts) return;
       const a = app.array(state.letter);
       if (!a || a.shape.length !== state.index.length || state.index.some((v, k) => v >= a.shape[k])) go(state.step);
       else enter();
       if (name) root.querySelector(`.${name}`)?.focus({ preventScroll: true });
     },
-    stop: () => parts.stop(),
+    stop() {
+      observer.disconnect();
+      parts?.stop();
+    },
   };
 }
