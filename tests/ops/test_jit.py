@@ -1,5 +1,6 @@
 """Running kernels: scratch memory, calls made once, threads that meet."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 
 numba = pytest.importorskip("numba", reason="Numba is not installed")
-
-import itertools
 
 from minicnn.ops import jit  # noqa: E402  (needs Numba)
 
