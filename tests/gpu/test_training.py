@@ -2,6 +2,7 @@
 
 import math
 from importlib.util import find_spec
+from functools import partial
 
 import numpy as np
 import pytest
@@ -236,6 +237,12 @@ def ignore_all(x, y):
     y[:] = -100
 
 
+def smoothed():
+    """A loss that has no kernel of its own."""
+    return partial(ops.cross_entropy_forward, label_smoothing=0.1), ops.cross_entropy_backward
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", smoothed()], ids=["plain", "smoothed"])
 @pytest.mark.parametrize("read_every", [1, 3, 64])
 @pytest.mark.parametrize("epoch", [0, 2])
 @pytest.mark.parametrize(
@@ -246,11 +253,11 @@ def ignore_all(x, y):
     ],
 )
 def test_a_bad_batch_stops_training_where_it_came(
-    cupy, monkeypatch, poison, error, message, epoch, read_every
+    cupy, monkeypatch, poison, error, message, epoch, read_every, loss
 ):
     """However late the host reads, model and position are as the bad step found them."""
     monkeypatch.setattr(training, "READ_EVERY", read_every)
-    here, there = trainers(schedule=CosineLR(0.05, 60))
+    here, there = trainers(schedule=CosineLR(0.05, 60), loss=loss)
     x, y = data(128)
     both(here, there, ((x, y),), epochs=epoch)
     poison(x, y)
