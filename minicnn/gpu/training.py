@@ -20,6 +20,7 @@ from minicnn.backend import Array, array_module, cupy_or_error, is_cupy
 from minicnn.gpu import memory, update
 from minicnn.gpu.blas import Blas
 from minicnn.gpu.graph import CannotCapture, Recording
+from minicnn.gpu.parts import is_plain_cross_entropy
 from minicnn.gpu.plan import GpuPlan
 from minicnn.ops.softmax_cupy import labelled, labelled_applies
 from minicnn.optim import sum_of_squares
@@ -78,10 +79,8 @@ class _Step:
 
     def _loss(self, outputs: Array) -> tuple[Array, Array, Array, Array]:
         """Return the loss, its gradient, the samples that count, and how many are right."""
-        from minicnn.train import LOSSES
-
         xp, y, (forward, backward) = array_module(outputs), self.y, self._trainer.loss
-        if self._trainer.loss is LOSSES["cross_entropy"] and labelled_applies(outputs, y):
+        if is_plain_cross_entropy(self._trainer.loss) and labelled_applies(outputs, y):
             return labelled(outputs, y)
         loss, cache = forward(outputs, y)
         numbers = (xp.asarray(n, dtype=np.int64) for n in (counted(y), correct(outputs, y)))

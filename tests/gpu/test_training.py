@@ -1,7 +1,6 @@
 """Training on the GPU: the CPU's numbers, queued without waiting, and errors where they belong."""
 
 import math
-from importlib.util import find_spec
 from functools import partial
 
 import numpy as np
@@ -37,9 +36,10 @@ from minicnn import (
 )
 from minicnn.backend import is_cupy
 from minicnn.gpu import training
+from minicnn.ops import softmax_cupy
 from minicnn.optim import Adam, Optimizer
 from minicnn.schedules import CosineLR
-from minicnn.train import Callback, NonFiniteError, predict
+from minicnn.train import LOSSES, Callback, NonFiniteError, predict
 
 # ---------------------------------------------------------------- the same numbers
 
@@ -58,8 +58,7 @@ def test_networks(cupy, make):
     here, there = trainers(make)
     both(here, there, (data(), data(30, 1)))
     assert_alike(here, there)
-    if make is not convolutional or find_spec("minicnn.ops.conv2d_cupy"):
-        assert recorded(there), there.plan()
+    assert recorded(there), there.plan()
 
 
 def test_parameters_of_two_dtypes(cupy):
@@ -96,6 +95,23 @@ def test_losses_without_classes(cupy, loss):
     assert_alike(here, there)
     assert recorded(there)
     assert math.isnan(there.history[-1]["train_accuracy"])
+
+
+@pytest.mark.parametrize(("smoothing", "fused"), [(None, True), (0.0, True), (0.1, False)])
+def test_smoothed_labels(cupy, monkeypatch, smoothing, fused):
+    """Cross-entropy in one kernel takes no smoothing; `minicnn train` binds one of 0 as well."""
+    calls = []
+    monkeypatch.setattr(
+        training, "labelled", lambda *args: calls.append(1) or softmax_cupy.labelled(*args)
+    )
+    forward, backward = LOSSES["cross_entropy"]
+    if smoothing is not None:
+        forward = partial(forward, label_smoothing=smoothing)
+    here, there = trainers(loss=(forward, backward))
+    both(here, there, (data(), data(30, 1)))
+    assert_alike(here, there)
+    assert recorded(there)
+    assert bool(calls) == fused
 
 
 def test_ignored_labels_count_nothing(cupy):
