@@ -229,7 +229,7 @@ BUGS = [
         "conv_block: the winner's place without the stride"),
     Bug("ops/conv_block_patches.py", "            clear(db_, 0, db_.size)\n", "",
         "conv_block: db begins with what the memory held"),
-    Bug("ops/conv_block_patches.py", "out[f] = gradients[f] if on else 0", "out[f] = gradients[f]",
+    Bug("ops/conv_block_patches.py", "store(g, z + f, unless_winner(who, OFF, load(dy, e + f)))", "store(g, z + f, load(dy, e + f))",
         "conv_block: gradients behind a ReLU that was off, for images"),
     Bug("ops/linear_numba.py", "masked_dy[i] = masked_dy[i] if y[i] > 0 else 0", "masked_dy[i] = masked_dy[i]",
         "plan: the ReLU behind a linear layer forgotten on the way back"),
