@@ -4,13 +4,14 @@
 
 The parts run in this order, and each goes on where another fails:
 
-    tests      pytest -m gpu, on the device
+    warm       compile what the later parts run, many kernels at a time, into CuPy's cache
     accuracy   float32 against float64 on the CPU, in units of u times the sum of |terms|
     kernels    each kernel of the reference network's step, microseconds in a CUDA graph
     convs      3x3 convolutions, forward + dx + dw, float32 and TF32, against cuDNN
     steps      training step of the reference network, data on the device, against PyTorch
                eager, channels_last, in a CUDA graph and compiled with CUDA graphs
-    mnist      ten epochs of MNIST, from the files on
+    mnist      ten epochs of MNIST, data on the device
+    tests      pytest -m gpu, on the device, in the time that is left
 
 Contenders take turns; medians count. Kernels are timed with events; steps by the clock on the
 wall, between two moments at which the device has nothing left to do. The exit status is 1 where
@@ -28,6 +29,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,14 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda"], default="cuda")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each (7)")
+    parser.add_argument("--warm", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
     args = parser.parse_args()
+    if args.warm:
+        return warm_some(*args.warm)
     report: Report = {"device": describe(), "failed": {}, "ratios": {}}
     print(*(f"{k}: {v}" for k, v in report["device"].items()), sep="\n", flush=True)
-    began = time.perf_counter()
+    began = args.began = time.perf_counter()
     for name in args.only:
         print(f"\n== {name} ({time.perf_counter() - began:.0f} s)", flush=True)
         try:
@@ -98,7 +103,7 @@ def describe() -> Report:
     """What is measured on, and with which versions."""
     cupy = cupy_or_error()
     properties = cupy.cuda.runtime.getDeviceProperties(0)
-    clock = cupy.cuda.Device(0).attributes["ClockRate"] * 1e3  # Hz
+    clock = highest_clock()
     count = properties["multiProcessorCount"]
     torch = harness.optional("torch")
     return {
@@ -121,6 +126,18 @@ def describe() -> Report:
     }
 
 
+def highest_clock() -> float:
+    """The multiprocessors' highest clock in Hz."""
+    command = [
+        "nvidia-smi",
+        "--query-gpu=clocks.max.sm",
+        "--format=csv,noheader,nounits",
+        "-i",
+        "0",
+    ]
+    return 1e6 * float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 # ---------------------------------------------------------------- timing
 
 
@@ -128,8 +145,10 @@ def graph_of(call: Callable[[], Any], calls: int) -> Callable[[], Any]:
     """Capture `calls` calls in a CUDA graph, so that the host's time for a launch is left out."""
     import cupy
 
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
+    # Memory of its own: nobody else is given it between launches.
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    cupy.cuda.runtime.deviceSynchronize()  # what `call` reads has been written
+    with stream, cupy.cuda.using_allocator(pool.malloc):
         call()
         kept = [call() for _ in range(calls)]  # the pool has memory for all of them now
         stream.synchronize()
@@ -200,6 +219,47 @@ def wait_for_device() -> None:
     cupy.cuda.runtime.deviceSynchronize()
 
 
+# ---------------------------------------------------------------- compilation
+
+
+def warm(args: argparse.Namespace, report: Report) -> Report:
+    """Run everything once, spread over processes: a kernel takes seconds to compile."""
+    count = min(12, os.cpu_count() or 1)
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--warm"]
+    running = [subprocess.Popen([*command, str(i), str(count)]) for i in range(count)]
+    codes = [process.wait(150) for process in running]
+    print(f"{time.perf_counter() - start:.0f} s in {count} processes")
+    assert not any(codes), f"exit codes {codes}"
+    return {"seconds": time.perf_counter() - start}
+
+
+def warm_some(i: int, count: int) -> int:
+    """In a child: run every `count`-th of all calls, from the i-th on."""
+    calls: list[Callable[[], Any]] = [
+        partial(compared, case, normals) for case in GEOMETRY.values()
+    ]
+    for tf32 in (False, True):
+        for C, H in CONVS.values():
+            for name in ("forward", "dx", "dw"):
+                calls.append(partial(warm_conv, C, H, tf32, name))
+    for N in (64, 1024):
+        for name in step_calls(1):
+            calls.append(partial(warm_step, N, name))
+    for call in calls[i::count]:
+        call()
+    return 0
+
+
+def warm_conv(C: int, H: int, tf32: bool, name: str) -> None:
+    conv2d_cupy.use_tf32(tf32)
+    conv_calls(C, H)[0][name]()
+
+
+def warm_step(N: int, name: str) -> None:
+    step_calls(N)[name]()
+
+
 # ---------------------------------------------------------------- tests
 
 
@@ -210,13 +270,14 @@ def tests(args: argparse.Namespace, report: Report) -> Report:
         command += ["-n", "6"]
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
+    limit = max(30, SECONDS + 20 - (time.perf_counter() - args.began))
     try:
         done = subprocess.run(
-            command, cwd=root, env=environment, capture_output=True, text=True, timeout=200
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=limit
         )
     except subprocess.TimeoutExpired as error:
         tail = (error.stdout or b"").decode(errors="replace")[-2000:]
-        raise TimeoutError(f"the tests took more than 200 s:\n{tail}") from None
+        raise TimeoutError(f"the tests took more than {limit:.0f} s:\n{tail}") from None
     tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
     print(tail)
     if done.returncode:
@@ -291,6 +352,15 @@ def kernels(args: argparse.Namespace, report: Report) -> Report:
 
 def step_kernels(N: int, repeats: int) -> dict[str, float]:
     """Seconds of each, at batch N."""
+    times = {name: kernel_seconds(call, repeats) for name, call in step_calls(N).items()}
+    rows = [(f"batch {N}", "us"), *((name, f"{1e6 * t:.1f}") for name, t in times.items())]
+    rows.append(("together, without the optimiser", f"{1e6 * sum(times.values()):.1f}"))
+    print(harness.table(rows))
+    return times
+
+
+def step_calls(N: int) -> dict[str, Callable[[], Any]]:
+    """The launches of a step of the reference network, on numbers of no meaning."""
     import cupy
 
     rng = np.random.default_rng(0)
@@ -310,7 +380,7 @@ def step_kernels(N: int, repeats: int) -> dict[str, float]:
     dz1 = conv2d_cupy.spread(y1, k1, pool, 24, 24)
     dz2 = conv2d_cupy.spread(y2, k2, pool, 8, 8)
     flat = y2.reshape(N, -1)
-    calls = {
+    return {
         "conv1 + ReLU + pool": lambda: conv2d_cupy.block_forward(x, w1, b1, win, 1, True, pool),
         "conv2 + ReLU + pool": lambda: conv2d_cupy.block_forward(y1, w2, b2, win, 1, True, pool),
         "fc1 + ReLU": lambda: linear_cupy.forward(flat, w3, b3, relu=True),
@@ -324,11 +394,6 @@ def step_kernels(N: int, repeats: int) -> dict[str, float]:
         "conv1 spread": lambda: conv2d_cupy.spread(y1, k1, pool, 24, 24),
         "conv1 dw, db": lambda: conv2d_cupy.weight_gradient(dz1, x, w1.shape, win, 1),
     }
-    times = {name: kernel_seconds(call, repeats) for name, call in calls.items()}
-    rows = [(f"batch {N}", "us"), *((name, f"{1e6 * t:.1f}") for name, t in times.items())]
-    rows.append(("together, without the optimiser", f"{1e6 * sum(times.values()):.1f}"))
-    print(harness.table(rows))
-    return times
 
 
 # ---------------------------------------------------------------- convolutions
@@ -336,8 +401,6 @@ def step_kernels(N: int, repeats: int) -> dict[str, float]:
 
 def convs(args: argparse.Namespace, report: Report) -> Report:
     """3x3 convolutions, forward + dx + dw, against cuDNN with its algorithms searched."""
-    import cupy
-
     torch = harness.optional("torch")
     out: Report = {"measured_peak": matmul_peak(torch)} if torch else {}
     for mode, peak in out.get("measured_peak", {}).items():
@@ -348,7 +411,7 @@ def convs(args: argparse.Namespace, report: Report) -> Report:
         try:
             for name, (C, H) in CONVS.items():
                 key = f"conv {name} {mode}"
-                out[key] = one_conv(cupy, torch, args, key, C, H, tf32, report)
+                out[key] = one_conv(torch, args, key, C, H, tf32, report)
         finally:
             conv2d_cupy.use_tf32(False)
     return out
@@ -366,19 +429,10 @@ def matmul_peak(torch: Any) -> dict[str, float]:
     return peaks
 
 
-def one_conv(
-    cupy: Any, torch: Any, args: Any, key: str, C: int, H: int, tf32: bool, report: Report
-) -> Report:
+def one_conv(torch: Any, args: Any, key: str, C: int, H: int, tf32: bool, report: Report) -> Report:
     """Check, then time one convolution in both libraries, pass by pass."""
-    rng = np.random.default_rng(0)
-    x, dy = (cupy.asarray(rng.standard_normal((BATCH, C, H, H), "f4")) for _ in range(2))
-    w = cupy.asarray(rng.standard_normal((C, C, 3, 3), "f4") / np.float32(3 * C**0.5))
+    ours, (x, w, dy) = conv_calls(C, H)
     win = window("conv2d", (3, 3), padding=1)
-    ours = {
-        "forward": lambda: conv2d_cupy.forward(x, w, None, win, 1),
-        "dx": lambda: conv2d_cupy.input_gradient(dy, w, x.shape, win, 1),
-        "dw": lambda: conv2d_cupy.weight_gradient(dy, x, w.shape, win, 1)[0],
-    }
     few = slice(0, 4)
     want = conv2d.VERSIONS["numpy"].forward(
         *(a.get().astype("f8") for a in (x[few], w)), None, win, 1
@@ -407,6 +461,22 @@ def one_conv(
     if theirs:
         report["ratios"][key] = sum(times.values()) / sum(theirs.values())
     return {"ours": times, "cudnn": theirs, "flop": flop, "error": error}
+
+
+def conv_calls(C: int, H: int) -> tuple[dict[str, Callable[[], Any]], tuple[Any, Any, Any]]:
+    """The passes of a 3x3 convolution with padding 1, and its x, w and dy."""
+    import cupy
+
+    rng = np.random.default_rng(0)
+    x, dy = (cupy.asarray(rng.standard_normal((BATCH, C, H, H), "f4")) for _ in range(2))
+    w = cupy.asarray(rng.standard_normal((C, C, 3, 3), "f4") / np.float32(3 * C**0.5))
+    win = window("conv2d", (3, 3), padding=1)
+    calls = {
+        "forward": lambda: conv2d_cupy.forward(x, w, None, win, 1),
+        "dx": lambda: conv2d_cupy.input_gradient(dy, w, x.shape, win, 1),
+        "dw": lambda: conv2d_cupy.weight_gradient(dy, x, w.shape, win, 1)[0],
+    }
+    return calls, (x, w, dy)
 
 
 def torch_convs(torch: Any, x: Any, w: Any, dy: Any, tf32: bool, repeats: int) -> dict[str, float]:
@@ -585,12 +655,13 @@ def mnist(args: argparse.Namespace, report: Report) -> Report:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Report], Report]] = {
-    "tests": tests,
+    "warm": warm,
     "accuracy": accuracy,
     "kernels": kernels,
     "convs": convs,
     "steps": steps,
     "mnist": mnist,
+    "tests": tests,
 }
 
 if __name__ == "__main__":

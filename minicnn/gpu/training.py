@@ -20,6 +20,7 @@ from minicnn.backend import Array, array_module, cupy_or_error, is_cupy
 from minicnn.gpu import memory, update
 from minicnn.gpu.blas import Blas
 from minicnn.gpu.graph import CannotCapture, Recording
+from minicnn.gpu.parts import is_plain_cross_entropy
 from minicnn.gpu.plan import GpuPlan
 from minicnn.ops.softmax_cupy import labelled, labelled_applies
 from minicnn.optim import sum_of_squares
@@ -65,11 +66,8 @@ class _Step:
         plan.accumulate(gradient)
 
         grads = [g for _, _, g in params]
-        if len(steps.flat) == 1:  # in one kernel
-            ((dtype, flat),) = steps.flat.items()
-            finish_step(flat, loss.astype(dtype), samples, hits, steps.rates[dtype], tally)
-        else:
-            self._count(loss, samples, hits)
+        ((dtype, flat),) = steps.flat.items()
+        finish_step(flat, loss.astype(dtype, copy=False), samples, hits, steps.rates[dtype], tally)
         if trainer.clip_norm is not None:
             grads = _clipped(grads, trainer.clip_norm)
         if not steps.moves:
@@ -81,30 +79,12 @@ class _Step:
 
     def _loss(self, outputs: Array) -> tuple[Array, Array, Array, Array]:
         """Return the loss, its gradient, the samples that count, and how many are right."""
-        from minicnn.train import LOSSES
-
         xp, y, (forward, backward) = array_module(outputs), self.y, self._trainer.loss
-        if self._trainer.loss is LOSSES["cross_entropy"] and labelled_applies(outputs, y):
+        if is_plain_cross_entropy(self._trainer.loss) and labelled_applies(outputs, y):
             return labelled(outputs, y)
         loss, cache = forward(outputs, y)
         numbers = (xp.asarray(n, dtype=np.int64) for n in (counted(y), correct(outputs, y)))
         return loss, backward(xp.ones_like(loss), cache), *numbers
-
-    def _count(self, loss: Array, samples: Array, hits: Array) -> None:
-        """Do as `finish_step` does, for gradients of several dtypes."""
-        steps, tally, xp = self._steps, self._steps.tally, array_module(loss)
-        finite = xp.isfinite(loss)
-        for flat in steps.flat.values():
-            finite = finite & xp.isfinite(flat).all()
-        tally[BAD] = xp.where(finite | (tally[BAD] >= 0), tally[BAD], tally[STEPS])
-        good, loss = tally[BAD] < 0, loss.astype(np.float64)
-        for rates in steps.rates.values():
-            rates[0] = good
-        tally[CORRECT] += xp.where(good, hits, 0)
-        tally[SAMPLES] += xp.where(good, samples, 0)
-        tally[LOSS] += xp.where(good, loss * samples, 0)
-        tally[LAST] = loss
-        tally[STEPS] += 1
 
 
 def _clipped(grads: list[Array], max_norm: float) -> list[Array]:
@@ -244,6 +224,8 @@ class GpuSteps:
             self.why = f"{type(optimizer).__name__} has no recorded update"
         elif not all(map(is_cupy, arrays)):
             self.why = "the model is not on the GPU"
+        elif len({p.dtype for _, p, _ in params}) != 1:
+            self.why = "there are parameters of several dtypes, or none"
         else:
             self._flatten()
         self._arrays = [a for _, p, g in trainer.model.named_params() for a in (p, g)]

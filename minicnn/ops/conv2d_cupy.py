@@ -203,9 +203,9 @@ def weight_gradient(
 ) -> tuple[Array, Array]:
     """Return dw (F, C/G, KH, KW) and db (F,)."""
     xp, (N, F, OH, OW) = array_module(dy), dy.shape
-    dw, db = xp.zeros(w_shape, dy.dtype), xp.zeros(F, dy.dtype)
     if not dy.size or not x.size:
-        return dw, db
+        return xp.zeros(w_shape, dy.dtype), xp.zeros(F, dy.dtype)
+    dw, db = xp.empty(w_shape, dy.dtype), xp.empty(F, dy.dtype)
     shape = _shape(x.shape, F, groups, OH, OW, win)
     if _depthwise(w_shape, groups):
         taps = w_shape[2] * w_shape[3]

@@ -281,8 +281,8 @@ def _choose_of_two(f, a, b):
 # ---------------------------------------------------------------- the loops
 
 
-# Slices, as a loop from 0 makes vectors: from elsewhere, an index might be negative. One piece alone
-# runs where it is: waking the threads takes longer.
+# Slices, as a loop from 0 makes vectors: from elsewhere, an index might be negative.
+# One piece alone runs where it is: waking the threads takes longer.
 
 
 @kernel()

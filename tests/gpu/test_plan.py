@@ -1,10 +1,13 @@
 """Which layers run in one kernel on the GPU."""
 
+import numpy as np
 import pytest
 
 from gpu_networks import convolutional, trainers
-from minicnn import Conv2d, Dropout, MaxPool2d, ReLU, Residual, Sequential
+from minicnn import Conv2d, Dropout, MaxPool2d, ReLU, Residual, Sequential, Trainer, models, to_gpu
 from minicnn.gpu.plan import GpuPlan
+from minicnn.ops import cuda
+from minicnn.optim import Adam
 
 CONV = {"in_channels": 1, "out_channels": 1, "kernel_size": 3}
 
@@ -51,3 +54,32 @@ def test_the_plan_tells_what_runs(cupy):
     assert "steps will be recorded" in lines[-1]
     there.fused = False
     assert "(model)" in str(there.plan())
+
+
+def test_what_a_step_of_the_reference_network_launches(cupy, monkeypatch):
+    names = []
+    launch = cuda.launch
+    monkeypatch.setattr(cuda, "launch", lambda *a, **k: (names.append(a[1]), launch(*a, **k))[1])
+    model = to_gpu(models.mnist_cnn(rng=0))
+    trainer = Trainer(model, Adam(model))
+    x, y = to_gpu((np.zeros((2, 1, 28, 28), "f4"), np.arange(2)))
+    trainer.step(x, y)  # op by op
+    names.clear()
+    trainer.step(x, y)  # as it will be recorded
+    linear, block = (
+        ["linear_product"] * 2,
+        ["conv2d_spread", "conv2d_weight_gradient", "conv2d_add"],
+    )
+    assert names == [
+        *["conv2d_forward"] * 2,
+        *linear,
+        "softmax_cross_entropy",
+        *linear,
+        "relu_backward",
+        *linear,
+        *block,
+        "conv2d_input_gradient",
+        *block,  # nobody wants the gradient to the input
+        "finish_step",
+        "adam",
+    ]

@@ -1,6 +1,7 @@
 """Training on the GPU: the CPU's numbers, queued without waiting, and errors where they belong."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,9 +36,10 @@ from minicnn import (
 )
 from minicnn.backend import is_cupy
 from minicnn.gpu import training
+from minicnn.ops import softmax_cupy
 from minicnn.optim import Adam, Optimizer
 from minicnn.schedules import CosineLR
-from minicnn.train import Callback, NonFiniteError, predict
+from minicnn.train import LOSSES, Callback, NonFiniteError, predict
 
 # ---------------------------------------------------------------- the same numbers
 
@@ -56,8 +58,7 @@ def test_networks(cupy, make):
     here, there = trainers(make)
     both(here, there, (data(), data(30, 1)))
     assert_alike(here, there)
-    if make is not convolutional:  # that depends on the kernels
-        assert recorded(there), there.plan()
+    assert recorded(there), there.plan()
 
 
 def test_parameters_of_two_dtypes(cupy):
@@ -94,6 +95,23 @@ def test_losses_without_classes(cupy, loss):
     assert_alike(here, there)
     assert recorded(there)
     assert math.isnan(there.history[-1]["train_accuracy"])
+
+
+@pytest.mark.parametrize(("smoothing", "fused"), [(None, True), (0.0, True), (0.1, False)])
+def test_smoothed_labels(cupy, monkeypatch, smoothing, fused):
+    """Cross-entropy in one kernel takes no smoothing; `minicnn train` binds one of 0 as well."""
+    calls = []
+    monkeypatch.setattr(
+        training, "labelled", lambda *args: calls.append(1) or softmax_cupy.labelled(*args)
+    )
+    forward, backward = LOSSES["cross_entropy"]
+    if smoothing is not None:
+        forward = partial(forward, label_smoothing=smoothing)
+    here, there = trainers(loss=(forward, backward))
+    both(here, there, (data(), data(30, 1)))
+    assert_alike(here, there)
+    assert recorded(there)
+    assert bool(calls) == fused
 
 
 def test_ignored_labels_count_nothing(cupy):
@@ -235,6 +253,12 @@ def ignore_all(x, y):
     y[:] = -100
 
 
+def smoothed():
+    """A loss that has no kernel of its own."""
+    return partial(ops.cross_entropy_forward, label_smoothing=0.1), ops.cross_entropy_backward
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", smoothed()], ids=["plain", "smoothed"])
 @pytest.mark.parametrize("read_every", [1, 3, 64])
 @pytest.mark.parametrize("epoch", [0, 2])
 @pytest.mark.parametrize(
@@ -245,11 +269,11 @@ def ignore_all(x, y):
     ],
 )
 def test_a_bad_batch_stops_training_where_it_came(
-    cupy, monkeypatch, poison, error, message, epoch, read_every
+    cupy, monkeypatch, poison, error, message, epoch, read_every, loss
 ):
     """However late the host reads, model and position are as the bad step found them."""
     monkeypatch.setattr(training, "READ_EVERY", read_every)
-    here, there = trainers(schedule=CosineLR(0.05, 60))
+    here, there = trainers(schedule=CosineLR(0.05, 60), loss=loss)
     x, y = data(128)
     both(here, there, ((x, y),), epochs=epoch)
     poison(x, y)

@@ -90,6 +90,8 @@ def trace():
 def open_page(browser, trace, path):
     trace.to_html(path)
     browser.get(path.as_uri())
+    browser.get_log("browser")  # forget what other pages said
+    browser.refresh()
 
 
 def same(text, value):
