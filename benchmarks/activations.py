@@ -25,16 +25,17 @@ def make(case: tuple[str, tuple[int, ...]], args: argparse.Namespace) -> contest
     name, shape = case
     x = contest.draw(0, shape)
 
+    torch, jax = harness.optional("torch"), harness.optional("jax")
+
     def torch_function(x: Any) -> Any:
-        torch = harness.optional("torch")
         functions = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}
         return functions.get(name, getattr(torch.nn.functional, name))(x)
 
     def jax_function(x: Any) -> Any:
-        nn = harness.optional("jax").nn
+        nn = jax.nn
         if name == "gelu":
             return nn.gelu(x, approximate=False)
-        return harness.optional("jax").numpy.tanh(x) if name == "tanh" else getattr(nn, name)(x)
+        return jax.numpy.tanh(x) if name == "tanh" else getattr(nn, name)(x)
 
     op = contest.Op(
         getattr(ops, f"{name}_forward"),

@@ -55,11 +55,13 @@ def make(case: Case, args: argparse.Namespace) -> contest.Contest:
     w = contest.draw(2, (F, C // groups, K, K))
     options = {"stride": stride, "padding": padding, "groups": groups}
 
+    torch, jax = harness.optional("torch"), harness.optional("jax")
+
     def torch_function(x: Any, w: Any, b: Any) -> Any:
-        return harness.optional("torch").nn.functional.conv2d(x, w, b, **options)
+        return torch.nn.functional.conv2d(x, w, b, **options)
 
     def jax_function(x: Any, w: Any, b: Any) -> Any:
-        lax = harness.optional("jax").lax
+        lax = jax.lax
         pads = [(padding, padding)] * 2
         y = lax.conv_general_dilated(x, w, (stride, stride), pads, feature_group_count=groups)
         return y + b[:, None, None]

@@ -38,15 +38,15 @@ def make(case: Case, args: argparse.Namespace) -> contest.Contest:
     x, w, b = (contest.draw(i, s) for i, s in enumerate(((N, C, H, H), (C, F, K, K), (F,))))
     options = {"stride": stride, "padding": padding}
 
+    torch, jax = harness.optional("torch"), harness.optional("jax")
+
     def torch_function(x: Any, w: Any, b: Any) -> Any:
-        return harness.optional("torch").nn.functional.conv_transpose2d(x, w, b, **options)
+        return torch.nn.functional.conv_transpose2d(x, w, b, **options)
 
     def jax_function(x: Any, w: Any, b: Any) -> Any:
         turned = w[:, :, ::-1, ::-1].swapaxes(0, 1)  # the adjoint of a correlation
         pads = [(K - 1 - padding,) * 2] * 2
-        y = harness.optional("jax").lax.conv_general_dilated(
-            x, turned, (1, 1), pads, lhs_dilation=(stride, stride)
-        )
+        y = jax.lax.conv_general_dilated(x, turned, (1, 1), pads, lhs_dilation=(stride, stride))
         return y + b[:, None, None]
 
     op = contest.Op(

@@ -31,6 +31,7 @@ UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 PEERS = ("PyTorch", "JAX", "ONNX Runtime", "DeZero", "CS231n")
 PAUSE = 0.02  # seconds, for the threads of the one before to fall asleep
 LONG = 0.25  # seconds of a call that needs no warming up
+TURN, SERIES = 0.03, 10
 
 Call = Callable[[], Any]
 
@@ -102,11 +103,12 @@ def optional(name: str) -> Any:
         return None
 
 
-def measure(contenders: Mapping[Any, Call], repeats: int, calls: int = 1) -> dict[Any, float]:
+def measure(contenders: Mapping[Any, Call], repeats: int) -> dict[Any, float]:
     """Return the median seconds of one call of each contender.
 
-    Short calls come in series of `calls` after one to warm up, each timed by itself. Calls of more
-    than LONG seconds stand alone, three of them at most.
+    A turn is one call to warm up and then as many, each timed by itself, as fit in TURN seconds
+    (SERIES at most): a short call is soon delayed by another process. Calls of more than LONG
+    seconds stand alone, three of them at most.
     """
     times: dict[Any, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats):
@@ -115,23 +117,20 @@ def measure(contenders: Mapping[Any, Call], repeats: int, calls: int = 1) -> dic
             if long and turn >= 3:
                 continue
             time.sleep(PAUSE)
-            if not long:
-                call()
-            for _ in range(1 if long else calls):
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
+            count = 1 if long else max(1, min(SERIES, int(TURN / max(_seconds(call), 1e-6))))
+            times[name] += [_seconds(call) for _ in range(count)]
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def warm_up(contenders: Mapping[str, Call]) -> dict[str, float]:
     """Return the seconds of every contender's first call, compilation included unless cached."""
-    seconds = {}
-    for name, call in contenders.items():
-        start = time.perf_counter()
-        call()
-        seconds[name] = time.perf_counter() - start
-    return seconds
+    return {name: _seconds(call) for name, call in contenders.items()}
 
 
 def best(times: Mapping[str, float], peer: str) -> str | None:

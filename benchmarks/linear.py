@@ -26,8 +26,10 @@ def make(case: tuple[int, int, int], args: argparse.Namespace) -> contest.Contes
     shapes = (N, inputs), (outputs, inputs), (outputs,)
     x, w, b = (contest.draw(i, s) for i, s in enumerate(shapes))
 
+    torch = harness.optional("torch")
+
     def torch_function(x: Any, w: Any, b: Any) -> Any:
-        return harness.optional("torch").nn.functional.linear(x, w, b)
+        return torch.nn.functional.linear(x, w, b)
 
     op = contest.Op(
         ops.linear_forward,

@@ -35,8 +35,10 @@ def make(case: Case, args: argparse.Namespace) -> contest.Contest:
     parameters = shape[-1] if name == "layer_norm" else shape[1]
     x, w, b = (contest.draw(i, s) for i, s in enumerate((shape, (parameters,), (parameters,))))
 
+    torch = harness.optional("torch")
+
     def torch_function(x: Any, w: Any, b: Any) -> Any:
-        functional = harness.optional("torch").nn.functional
+        functional = torch.nn.functional
         if name == "batch_norm":
             return functional.batch_norm(x, None, None, w, b, training=True)
         if name == "layer_norm":

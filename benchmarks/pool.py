@@ -49,13 +49,15 @@ def make(case: Case, args: argparse.Namespace) -> contest.Contest:
         else {"kernel_size": kernel, "stride": stride, "padding": padding}
     )
 
+    torch, jax = harness.optional("torch"), harness.optional("jax")
+
     def torch_function(x: Any) -> Any:
-        return getattr(harness.optional("torch").nn.functional, name)(x, **options)
+        return getattr(torch.nn.functional, name)(x, **options)
 
     def jax_function(x: Any) -> Any:
         if adaptive:
             return x.mean((2, 3), keepdims=True)
-        lax, pads = harness.optional("jax").lax, [(0, 0)] * 2 + [(padding, padding)] * 2
+        lax, pads = jax.lax, [(0, 0)] * 2 + [(padding, padding)] * 2
         window = (1, 1, kernel, kernel), (1, 1, stride, stride), pads
         if name == "max_pool2d":
             return lax.reduce_window(x, -np.inf, lax.max, *window)

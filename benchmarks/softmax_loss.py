@@ -34,8 +34,9 @@ def make(case: tuple[str, tuple[int, ...]], args: argparse.Namespace) -> contest
     wanted = {"cross_entropy": (labels,)} | dict.fromkeys(ELEMENTWISE, (target,))
     more = wanted.get(name, ())
 
+    torch, jax = harness.optional("torch"), harness.optional("jax")
+
     def torch_function(x: Any) -> Any:
-        torch = harness.optional("torch")
         functional = torch.nn.functional
         if not more:
             return getattr(functional, name)(x, dim=1)
@@ -44,7 +45,6 @@ def make(case: tuple[str, tuple[int, ...]], args: argparse.Namespace) -> contest
         return getattr(functional, full)(x, torch.from_numpy(more[0]))
 
     def jax_function(x: Any) -> Any:
-        jax = harness.optional("jax")
         jnp = jax.numpy
         if name == "mse_loss":
             return ((x - target) ** 2).mean()

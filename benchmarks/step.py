@@ -53,9 +53,8 @@ def bench(
 ) -> dict[str, Any]:
     steps, predictions = contend(*case, args)
     first = agree(predictions, steps)
-    calls = 10 if case[1] < 16 else 2
     passes = {"training step": steps, "inference": predictions}
-    times = {p: harness.measure(of_pass, args.repeats, calls) for p, of_pass in passes.items()}
+    times = {p: harness.measure(of_pass, args.repeats) for p, of_pass in passes.items()}
     seconds: dict[str, dict[str, float]] = {}
     for p, of_pass in times.items():
         for contender, s in of_pass.items():

@@ -68,6 +68,9 @@ class Config:
         if not isinstance(found, dict):
             raise ValueError(f"expected a JSON object, got {type(found).__name__}")
         names = {f.name for f in fields(cls)}
+        missing = {"dataset", "classes", "channels", "image_size"} - found.keys()
+        if missing:
+            raise ValueError(f"config: {min(missing)}: expected a value, got none")
         config = cls(**{name: value for name, value in found.items() if name in names})
         if config.model not in MODELS:
             raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {config.model!r}")

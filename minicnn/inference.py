@@ -61,7 +61,8 @@ def check_arrays(op: str, **arrays: Any) -> None:
 
 def on_gpu(model: Layer) -> bool:
     """Tell whether the first parameter of a model is on the GPU."""
-    return is_cupy(next((p for _, p, _ in model.named_params()), None))
+    params = (p for _, layer in model.modules() for p in layer.params.values())
+    return is_cupy(next(params, None))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,13 +37,16 @@ __all__ = [
 ]
 
 
-def all_finite(a: Array) -> bool:
-    """Tell whether no number of `a` is NaN or infinite."""
-    return _version("all_finite", a)(a)
+def all_finite(*arrays: Array) -> bool:
+    """Tell whether no number of the arrays is NaN or infinite."""
+    alike = len({(type(a), a.dtype) for a in arrays}) == 1
+    if alike and all(is_cupy(a) or a.flags.c_contiguous for a in arrays):
+        return _version("all_finite", arrays[0])(*arrays)
+    return _all_finite(*arrays)
 
 
-def _all_finite(a: Array) -> bool:
-    return bool(array_module(a).isfinite(a).all())
+def _all_finite(*arrays: Array) -> bool:
+    return all(bool(array_module(a).isfinite(a).all()) for a in arrays)
 
 
 def _version(name: str, a: Array) -> Callable[..., Any]:
@@ -126,8 +130,18 @@ class Optimizer(ABC):
         params = list(self.model.named_params())
         self.check(params)
         self.step_count += 1
-        for name, p, g in params:
-            self._update(p, g, self._state[name], self._scratch[name])
+        with self._together(params):
+            for name, p, g in params:
+                self._update(p, g, self._state[name], self._scratch[name])
+
+    def _together(self, params: Sequence[tuple[str, Array, Array]]) -> AbstractContextManager[None]:
+        """Let one kernel update all parameters, where it is Numba that does."""
+        by_numba: Mapping[str, Any] = {"numba": True, "numpy": False}
+        if params and pick("step", by_numba, params[0][1]):
+            from minicnn import optim_numba
+
+            return optim_numba.together()
+        return nullcontext()
 
     def check(self, params: Iterable[tuple[str, Array, Array]]) -> None:
         """Raise ValueError for a parameter that is not as it was when the optimiser was built."""

@@ -10,13 +10,21 @@ parameter's dtype.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from minicnn.backend import Array
-from minicnn.ops.jit import flat, kernel
+from minicnn.ops.jit import kernel, lock
+from minicnn.ops.share import take
 from minicnn.ops.vector import (
     add,
     broadcast,
@@ -33,14 +41,7 @@ from minicnn.ops.vector import (
     zero,
 )
 
-CHUNK = 1 << 13  # numbers: a piece of work; smaller parameters are not worth a second thread
-
-
 # ---------------------------------------------------------------- one vector
-
-
-# These take vectors and no arrays: an array that is handed on is counted, by both threads in one
-# place, which would take longer than the update.
 
 
 @kernel(inline=True)
@@ -86,121 +87,251 @@ def _rmsprop_vector(p, g, v, m, b, h, decay, centered, momentum):
     return sub(p, mul(d, lr)), v, m, b
 
 
-# ---------------------------------------------------------------- whole parameters
+# ---------------------------------------------------------------- all parameters
 
 
-# What an optimiser does not keep comes as an empty array; the loops over vectors end with one over
-# single numbers, for the last of a parameter.
+# A kernel gets a table of pieces of all parameters: how many numbers, and where in memory those of
+# the parameter, of its gradient and of what the optimiser keeps begin; zero for what it does not.
+# The loops over vectors end with one over single numbers, for the last of a parameter.
+
+PIECE = 1 << 13  # numbers at most
 
 
-@kernel(parallel=True)
-def _sgd(p, g, b, h, decay, nesterov):
+@intrinsic
+def _at(typingctx, address, size, like):
+    """Return the array of `size` numbers at an address, of the type of `like`."""
+
+    def codegen(context, builder, signature, args):
+        pointer = context.get_data_type(like.dtype).as_pointer()
+        width = ir.Constant(ir.IntType(64), like.dtype.bitwidth // 8)
+        array = context.make_array(like)(context, builder)
+        data = builder.inttoptr(args[0], pointer)
+        populate_array(array, data, [args[1]], [width], width, None)
+        return array._getvalue()
+
+    return like(types.intp, types.intp, like), codegen
+
+
+@kernel()
+def _sgd_piece(p, g, b, h, decay, nesterov):
     L, momentum = lane_count(p), b.size > 0
-    for k in numba.prange(p.size // CHUNK + 1):
-        hs = (
-            broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
-        )  # fmt: skip
-        end = min(p.size, (k + 1) * CHUNK)
-        for i in range(k * CHUNK, end - L + 1, L):
-            buffer = load(b, i) if momentum else zero(p)
-            q, c = _sgd_vector(load(p, i), load(g, i), buffer, hs, decay, momentum, nesterov)
-            store(p, i, q)
-            if momentum:
-                store(b, i, c)
-        for i in range(end - end % L, end):
-            buffer = broadcast(b, i) if momentum else zero(p)
-            one = broadcast(p, i), broadcast(g, i), buffer
-            q, c = _sgd_vector(*one, hs, decay, momentum, nesterov)
-            p[i] = lane(q)
-            if momentum:
-                b[i] = lane(c)
+    hs = broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4)
+    whole = p.size - p.size % L
+    for i in range(0, whole, L):
+        buffer = load(b, i) if momentum else zero(p)
+        q, c = _sgd_vector(load(p, i), load(g, i), buffer, hs, decay, momentum, nesterov)
+        store(p, i, q)
+        if momentum:
+            store(b, i, c)
+    for i in range(whole, p.size):
+        buffer = broadcast(b, i) if momentum else zero(p)
+        one = broadcast(p, i), broadcast(g, i), buffer
+        q, c = _sgd_vector(*one, hs, decay, momentum, nesterov)
+        p[i] = lane(q)
+        if momentum:
+            b[i] = lane(c)
 
 
-@kernel(parallel=True)
-def _adam(p, g, m, v, v_max, h, decay, decoupled):
+@kernel()
+def _adam_piece(p, g, m, v, v_max, h, decay, decoupled):
     L, amsgrad = lane_count(p), v_max.size > 0
-    for k in numba.prange(p.size // CHUNK + 1):
-        hs = (
-            broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
-            broadcast(h, 5), broadcast(h, 6), broadcast(h, 7), broadcast(h, 8),
-        )  # fmt: skip
-        end = min(p.size, (k + 1) * CHUNK)
-        for i in range(k * CHUNK, end - L + 1, L):
-            largest = load(v_max, i) if amsgrad else zero(p)
-            four = load(p, i), load(g, i), load(m, i), load(v, i)
-            q, mean, square, largest = _adam_vector(*four, largest, hs, decay, decoupled, amsgrad)
-            store(p, i, q)
-            store(m, i, mean)
-            store(v, i, square)
-            if amsgrad:
-                store(v_max, i, largest)
-        for i in range(end - end % L, end):
-            largest = broadcast(v_max, i) if amsgrad else zero(p)
-            four = broadcast(p, i), broadcast(g, i), broadcast(m, i), broadcast(v, i)
-            q, mean, square, largest = _adam_vector(*four, largest, hs, decay, decoupled, amsgrad)
-            p[i], m[i], v[i] = lane(q), lane(mean), lane(square)
-            if amsgrad:
-                v_max[i] = lane(largest)
+    hs = (
+        broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
+        broadcast(h, 5), broadcast(h, 6), broadcast(h, 7), broadcast(h, 8),
+    )  # fmt: skip
+    whole = p.size - p.size % L
+    for i in range(0, whole, L):
+        largest = load(v_max, i) if amsgrad else zero(p)
+        four = load(p, i), load(g, i), load(m, i), load(v, i)
+        q, mean, square, largest = _adam_vector(*four, largest, hs, decay, decoupled, amsgrad)
+        store(p, i, q)
+        store(m, i, mean)
+        store(v, i, square)
+        if amsgrad:
+            store(v_max, i, largest)
+    for i in range(whole, p.size):
+        largest = broadcast(v_max, i) if amsgrad else zero(p)
+        four = broadcast(p, i), broadcast(g, i), broadcast(m, i), broadcast(v, i)
+        q, mean, square, largest = _adam_vector(*four, largest, hs, decay, decoupled, amsgrad)
+        p[i], m[i], v[i] = lane(q), lane(mean), lane(square)
+        if amsgrad:
+            v_max[i] = lane(largest)
 
 
-@kernel(parallel=True)
-def _rmsprop(p, g, v, m, b, h, decay):
+@kernel()
+def _rmsprop_piece(p, g, v, m, b, h, decay):
     L, centered, momentum = lane_count(p), m.size > 0, b.size > 0
-    for k in numba.prange(p.size // CHUNK + 1):
-        hs = (
-            broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
-            broadcast(h, 5), zero(h),
-        )  # fmt: skip
-        end = min(p.size, (k + 1) * CHUNK)
-        for i in range(k * CHUNK, end - L + 1, L):
-            mean = load(m, i) if centered else zero(p)
-            buffer = load(b, i) if momentum else zero(p)
-            three = load(p, i), load(g, i), load(v, i)
-            q, square, mean, buffer = _rmsprop_vector(
-                *three, mean, buffer, hs, decay, centered, momentum
-            )
-            store(p, i, q)
-            store(v, i, square)
-            if centered:
-                store(m, i, mean)
-            if momentum:
-                store(b, i, buffer)
-        for i in range(end - end % L, end):
-            mean = broadcast(m, i) if centered else zero(p)
-            buffer = broadcast(b, i) if momentum else zero(p)
-            three = broadcast(p, i), broadcast(g, i), broadcast(v, i)
-            q, square, mean, buffer = _rmsprop_vector(
-                *three, mean, buffer, hs, decay, centered, momentum
-            )
-            p[i], v[i] = lane(q), lane(square)
-            if centered:
-                m[i] = lane(mean)
-            if momentum:
-                b[i] = lane(buffer)
+    hs = (
+        broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
+        broadcast(h, 5), zero(h),
+    )  # fmt: skip
+    whole = p.size - p.size % L
+    for i in range(0, whole, L):
+        mean = load(m, i) if centered else zero(p)
+        buffer = load(b, i) if momentum else zero(p)
+        three = load(p, i), load(g, i), load(v, i)
+        q, square, mean, buffer = _rmsprop_vector(
+            *three, mean, buffer, hs, decay, centered, momentum
+        )
+        store(p, i, q)
+        store(v, i, square)
+        if centered:
+            store(m, i, mean)
+        if momentum:
+            store(b, i, buffer)
+    for i in range(whole, p.size):
+        mean = broadcast(m, i) if centered else zero(p)
+        buffer = broadcast(b, i) if momentum else zero(p)
+        three = broadcast(p, i), broadcast(g, i), broadcast(v, i)
+        q, square, mean, buffer = _rmsprop_vector(
+            *three, mean, buffer, hs, decay, centered, momentum
+        )
+        p[i], v[i] = lane(q), lane(square)
+        if centered:
+            m[i] = lane(mean)
+        if momentum:
+            b[i] = lane(buffer)
+
+
+@kernel(inline=True)
+def _row(pieces, i, like):
+    """Return the arrays of one piece; one that is not kept has no numbers."""
+    n = pieces[i, 0]
+    b, c = pieces[i, 3], pieces[i, 4]
+    d = pieces[i, 5]
+    return (
+        _at(pieces[i, 1], n, like), _at(pieces[i, 2], n, like), _at(b, n if b else 0, like),
+        _at(c, n if c else 0, like), _at(d, n if d else 0, like),
+    )  # fmt: skip
 
 
 @kernel(parallel=True)
-def _all_finite(a, bad):
-    for k in numba.prange(bad.size):
-        L = lane_count(a)
-        end = min(a.size, (k + 1) * CHUNK)
-        total = zero(a)
-        for i in range(k * CHUNK, end - L + 1, L):
-            v = load(a, i)
-            total = add(total, sub(v, v))  # NaN where v is not finite
-        sum_ = horizontal_sum(total)
-        for i in range(end - end % L, end):
-            sum_ += a[i] - a[i]
-        bad[k] = sum_ != 0  # NaN differs from all numbers
+def _sgd(pieces, h, decay, nesterov, taken, threads):
+    taken[0] = 0
+    for _t in numba.prange(threads):
+        i = take(taken, 0)
+        while i < len(pieces):
+            p, g, b, _m, _n = _row(pieces, i, h)
+            _sgd_piece(p, g, b, h, decay, nesterov)
+            i = take(taken, 0)
 
 
-def all_finite(a: Array) -> bool:
-    """Tell whether no number of `a` is NaN or infinite."""
-    if a.size <= CHUNK:  # sooner done than handed to threads
-        return bool(np.isfinite(a).all())
-    bad = np.empty(-(-a.size // CHUNK), np.bool_)
-    _all_finite(flat(a), bad)
-    return not bad.any()
+@kernel(parallel=True)
+def _adam(pieces, h, decay, decoupled, taken, threads):
+    taken[0] = 0
+    for _t in numba.prange(threads):
+        i = take(taken, 0)
+        while i < len(pieces):
+            p, g, m, v, v_max = _row(pieces, i, h)
+            _adam_piece(p, g, m, v, v_max, h, decay, decoupled)
+            i = take(taken, 0)
+
+
+@kernel(parallel=True)
+def _rmsprop(pieces, h, decay, taken, threads):
+    taken[0] = 0
+    for _t in numba.prange(threads):
+        i = take(taken, 0)
+        while i < len(pieces):
+            p, g, v, m, b = _row(pieces, i, h)
+            _rmsprop_piece(p, g, v, m, b, h, decay)
+            i = take(taken, 0)
+
+
+@kernel(parallel=True)
+def _all_finite(pieces, like, bad, taken, threads):
+    taken[0] = 0
+    for _t in numba.prange(threads):
+        i = take(taken, 0)
+        while i < len(pieces):
+            a = _at(pieces[i, 1], pieces[i, 0], like)
+            L, total = lane_count(a), zero(a)
+            whole = a.size - a.size % L
+            for k in range(0, whole, L):
+                v = load(a, k)
+                total = add(total, sub(v, v))  # NaN where v is not finite
+            sum_ = horizontal_sum(total)
+            for k in range(whole, a.size):
+                sum_ += a[k] - a[k]
+            bad[i] = sum_ != 0  # NaN differs from all numbers
+            i = take(taken, 0)
+
+
+class _Pieces:
+    """The table of some rows of arrays, kept as long as the arrays are the same."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Array | None, ...]] = []
+        self.table = np.zeros((0, 6), np.int64)
+        self.taken = np.zeros(1, np.int64)
+
+    def of(self, rows: list[tuple[Array | None, ...]]) -> np.ndarray:
+        """Return the table: of each piece its size and the addresses of up to five arrays."""
+        same = len(rows) == len(self._rows) and all(
+            a is b for row, kept in zip(rows, self._rows) for a, b in zip(row, kept)
+        )
+        if not same:
+            lines = []
+            for row in rows:
+                first: Any = row[0]
+                size, step = first.size, first.itemsize
+                starts = [0 if a is None else a.__array_interface__["data"][0] for a in row]
+                starts += [0] * (5 - len(starts))
+                for k in range(0, size, PIECE):
+                    at = [start and start + k * step for start in starts]
+                    lines.append([min(PIECE, size - k), *at])
+            self.table = np.array(lines, np.int64).reshape(-1, 6)
+            self._rows = list(rows)  # keeps them alive, so that no other has their addresses
+        return self.table
+
+
+# ---------------------------------------------------------------- called from minicnn.optim
+
+
+_later: list[tuple[Any, ...]] | None = None  # update, arrays, numbers, flags
+_updates, _gradients = _Pieces(), _Pieces()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let the updates inside the block be made at its end, by one kernel."""
+    global _later
+    with lock:
+        _later = []
+        try:
+            yield
+            later, _later = _later, None
+            for how, group in groupby(later, key=lambda u: (u[0], u[1][0].dtype, *u[2:])):
+                update, dtype, h, flags = how
+                _run(update, [row for _, row, *_ in group], np.array(h, dtype), flags)
+        finally:
+            _later = None
+
+
+def _update(update: Any, row: tuple[Any, ...], h: Any, *flags: bool) -> None:
+    if _later is not None:
+        _later.append((update, row, h, flags))
+    else:
+        with lock:
+            _run(update, [row], np.array(h, row[0].dtype), flags)
+
+
+def _run(update: Any, rows: list[Any], h: np.ndarray, flags: Any) -> None:
+    pieces = _updates.of(rows)
+    threads = min(numba.get_num_threads(), max(1, len(pieces)))
+    update(pieces, h, *flags, _updates.taken, threads)
+
+
+def all_finite(*arrays: Array) -> bool:
+    """Tell whether no number of the arrays, all of one dtype, is NaN or infinite."""
+    if sum(a.size for a in arrays) <= PIECE and len(arrays) == 1:  # sooner done than handed on
+        return bool(np.isfinite(arrays[0]).all())
+    with lock:
+        pieces = _gradients.of([(a,) for a in arrays])
+        bad = np.empty(len(pieces), np.bool_)
+        threads = min(numba.get_num_threads(), max(1, len(pieces)))
+        _all_finite(pieces, arrays[0].reshape(-1)[:0], bad, _gradients.taken, threads)
+        return not bad.any()
 
 
 def sgd_update(
@@ -209,7 +340,7 @@ def sgd_update(
 ) -> None:  # fmt: skip
     """Like `minicnn.optim.sgd_update`."""
     h = lr, momentum, 1 - dampening, weight_decay, lr * momentum
-    _sgd(p.reshape(-1), flat(g), _or_none(b, p), _numbers(h, p), weight_decay != 0, nesterov)
+    _update(_sgd, (p, g, b), h, weight_decay != 0, nesterov)
 
 
 def adam_update(
@@ -229,8 +360,7 @@ def adam_update(
         eps,
         lr / (1 - beta1**n),
     )
-    arrays = p.reshape(-1), flat(g), m.reshape(-1), v.reshape(-1), _or_none(v_max, p)
-    _adam(*arrays, _numbers(h, p), weight_decay != 0, decoupled)
+    _update(_adam, (p, g, m, v, v_max), h, weight_decay != 0, decoupled)
 
 
 def rmsprop_update(
@@ -239,13 +369,4 @@ def rmsprop_update(
 ) -> None:  # fmt: skip
     """Like `minicnn.optim.rmsprop_update`."""
     h = lr, alpha, 1 - alpha, eps, weight_decay, momentum
-    arrays = p.reshape(-1), flat(g), v.reshape(-1), _or_none(m, p), _or_none(b, p)
-    _rmsprop(*arrays, _numbers(h, p), weight_decay != 0)
-
-
-def _or_none(a: Array | None, p: Array) -> Array:
-    return np.empty(0, p.dtype) if a is None else a.reshape(-1)
-
-
-def _numbers(h: tuple[float, ...], p: Array) -> Any:
-    return np.array(h, p.dtype)
+    _update(_rmsprop, (p, g, v, m, b), h, weight_decay != 0)

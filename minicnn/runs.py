@@ -98,12 +98,12 @@ class Run:
         FileNotFoundError, ValueError
             If no epoch was finished, a file is damaged, or they do not belong together.
         """
-        path = self.folder / WEIGHTS
+        config, path = self.config, self.folder / WEIGHTS
         weights = checkpoint.load_arrays(path)
         try:
             # A damaged config may name sizes that no memory holds.
             with limited(sum(8 * a.size for a in weights.values())):
-                model = self.config.build()
+                model = config.build()
             model.load_state_dict(weights)
         except ValueError as error:
             raise ValueError(

@@ -114,7 +114,7 @@ class Window(NamedTuple):
                 f"{op}: kernel_size: expected at most the padded input {HP}x{WP}, got {EH}x{EW} "
                 f"(kernel {self.kernel}, dilation {self.dilation}, input {H}x{W})"
             )
-        check_pixels(op, "padding", HP, WP)
+        check_pixels(op, "x", HP, WP)
         return (
             _places(H, HP, EH, self.stride[0], self.padding[0][0], ceil_mode),
             _places(W, WP, EW, self.stride[1], self.padding[1][0], ceil_mode),
@@ -194,7 +194,8 @@ def check_pixels(op: str, name: str, rows: int, columns: int) -> None:
     """Raise ValueError for a map that no memory holds, instead of beginning to work on it."""
     if rows * columns > MOST_PIXELS:
         raise ValueError(
-            f"{op}: {name}: expected a map of at most {MOST_PIXELS:,} pixels, got {rows}x{columns}"
+            f"{op}: {name}: expected a map of at most {MOST_PIXELS:,} pixels with its padding, "
+            f"got {rows}x{columns}"
         )
 
 

@@ -239,9 +239,10 @@ class Trainer:
             loss, outputs = self._gradients(x, y, plan)
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}", x)
-            for name, _, g in self.model.named_params():
-                if not all_finite(g):
-                    self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
+            grads = {name: g for name, _, g in self.model.named_params()}
+            if not all_finite(*grads.values()):
+                name = next(name for name, g in grads.items() if not all_finite(g))
+                self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
             if self.clip_norm is not None:
                 clip_grad_norm(self.model, self.clip_norm)
             self.optimizer.step()

@@ -1,6 +1,7 @@
 """Settings that hold for every test."""
 
 import os
+import signal
 
 import matplotlib
 import pytest
@@ -19,6 +20,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("minicnn")
+SETTINGS = "_hypothesis_internal_use_settings"  # where Hypothesis keeps a test's own
+EXAMPLES = 12
+
+# A shell's background job ignores Ctrl-C, and so do its children: the tests of signals send it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +51,22 @@ def _on_gpu(item):
     """Whether the test is for CuPy: it asks for the module, or runs version "cupy" of an op."""
     versions = getattr(item, "callspec", None) and item.callspec.params.get("version")
     return "cupy" in item.fixturenames or versions == "cupy"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Draw fewer examples where CUDA C is run on the CPU: each takes longer, and the bodies are
+    those of the other versions.
+    """
+    function = getattr(item, "function", None)
+    if not (_on_gpu(item) and hasattr(function, "hypothesis")) or bridge.device()[0]:
+        return (yield)
+    own = getattr(function, SETTINGS)
+    setattr(function, SETTINGS, settings(own, max_examples=min(own.max_examples, EXAMPLES)))
+    try:
+        return (yield)
+    finally:
+        setattr(function, SETTINGS, own)
 
 
 @pytest.fixture

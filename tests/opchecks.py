@@ -8,6 +8,7 @@ from ``default_rng(seed)`` it would equal arrays that a test drew there.
 from functools import partial
 
 import numpy as np
+import pytest
 
 from minicnn import gradcheck, use
 from minicnn.gradcheck import STREAM, adjoint_gap
@@ -64,6 +65,22 @@ def assert_layout_free(version, forward, backward, arrays, seed, layout, **kwarg
             assert a.dtype == b.dtype
             assert a.tobytes() == b.tobytes()
     assert [a.tobytes() for a in arrays if a is not None] == before, "an input was modified"
+
+
+def assert_any_threads(version, forward, backward, arrays, seed, **kwargs):
+    """One and two threads give the same bits; the arrays should be worth two."""
+    numba = pytest.importorskip("numba", reason="Numba is not installed")
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one core")
+    before, bits = numba.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            numba.set_num_threads(threads)
+            y, _, grads = both_ways(version, forward, backward, arrays, seed, **kwargs)
+            bits.append([a.tobytes() for a in (y, *grads)])
+    finally:
+        numba.set_num_threads(before)
+    assert bits[0] == bits[1]
 
 
 def assert_equals_torch(torch, forward, backward, arrays, seed, torch_function, **kwargs):

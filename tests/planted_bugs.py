@@ -50,7 +50,8 @@ def suites(file: str) -> list[list[str]]:
     def mirrors(file: str) -> set[str]:
         folder, stem = Path("tests") / Path(file).parent, Path(file).stem
         while stem:
-            found = {f"{folder}/test_{stem}.py", f"{folder}/test_{folder.name}_{stem}.py"} & every
+            names = (stem, f"{stem}_*", f"{folder.name}_{stem}")
+            found = {f for f in every for n in names if Path(f).match(f"{folder}/test_{n}.py")}
             if found:
                 return found
             stem = stem.rpartition("_")[0]

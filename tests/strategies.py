@@ -95,6 +95,13 @@ def pool_cases(draw, dilated=False, equal_sides=False):
     return x_shape, {**kwargs, "dilation": dilation} if dilated else kwargs
 
 
+@st.composite
+def wide_pool_cases(draw, dilated=False):
+    """Like `pool_cases`, on maps of one vector and more, with and without a rest."""
+    (N, C, H, W), kwargs = draw(pool_cases(dilated=dilated))
+    return (N, C, H + draw(st.integers(0, 9)), W + draw(st.integers(4, 45))), kwargs
+
+
 # (N, C), (N, C, L) or (N, C, H, W)
 channel_shapes = st.tuples(
     st.integers(1, 3), st.integers(1, 4), st.lists(st.integers(1, 3), max_size=2)

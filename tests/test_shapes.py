@@ -45,7 +45,10 @@ def test_ceil_mode_is_pytorchs(torch, H, kernel, stride, padding, dilation):
 
 def test_sizes_are_python_integers_that_do_not_wrap():
     win = window("op", 3, 1, 2**62)
-    assert win.output_size("op", 2**62, 1) == (3 * 2**62 - 2, 2**63 - 1)
+    assert win.padded(2**62, 1) == (3 * 2**62, 2**63 + 1)
+    with pytest.raises(ValueError, match=f"op: x: expected a map of at most .* got {3 * 2**62}x"):
+        win.output_size("op", 2**62, 1)
+    assert window("op", 3, 2**40).output_size("op", 2**20, 2**16) == (1, 1)
     assert size((2**31, 2**31, 2**31)) == 2**93
 
 

@@ -105,7 +105,19 @@ def _why_whole(trainer: Trainer) -> str:
 def _is_mean(loss: tuple[Any, Any]) -> bool:
     from minicnn.train import LOSSES
 
+    return _without(loss, "label_smoothing") in LOSSES.values()
+
+
+def is_plain_cross_entropy(loss: tuple[Any, Any]) -> bool:
+    """Tell whether a trainer's loss is the mean cross-entropy of labels, without smoothing."""
+    from minicnn.train import LOSSES
+
+    smoothing = getattr(loss[0], "keywords", {}).get("label_smoothing", 0)
+    return smoothing == 0 and _without(loss, "label_smoothing") == LOSSES["cross_entropy"]
+
+
+def _without(loss: tuple[Any, Any], option: str) -> tuple[Any, Any]:
+    """Return the pair of functions that an `option` and no other has been given to, if one has."""
     forward, backward = loss
-    if isinstance(forward, partial) and not forward.args:
-        forward = forward.func if forward.keywords.keys() <= {"label_smoothing"} else None
-    return (forward, backward) in LOSSES.values()
+    bound = isinstance(forward, partial) and not forward.args and set(forward.keywords) <= {option}
+    return forward.func if bound else forward, backward

@@ -10,7 +10,8 @@ step began and makes it again the plain way, which raises the error that it dese
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from minicnn.backend import Array, array_module, cupy_or_error, is_cupy
 from minicnn.gpu import memory, update
 from minicnn.gpu.blas import Blas
 from minicnn.gpu.graph import CannotCapture, Recording
+from minicnn.gpu.parts import is_plain_cross_entropy
 from minicnn.gpu.plan import GpuPlan
 from minicnn.ops.softmax_cupy import labelled, labelled_applies
 from minicnn.optim import sum_of_squares
@@ -77,10 +79,8 @@ class _Step:
 
     def _loss(self, outputs: Array) -> tuple[Array, Array, Array, Array]:
         """Return the loss, its gradient, the samples that count, and how many are right."""
-        from minicnn.train import LOSSES
-
         xp, y, (forward, backward) = array_module(outputs), self.y, self._trainer.loss
-        if self._trainer.loss is LOSSES["cross_entropy"] and labelled_applies(outputs, y):
+        if is_plain_cross_entropy(self._trainer.loss) and labelled_applies(outputs, y):
             return labelled(outputs, y)
         loss, cache = forward(outputs, y)
         numbers = (xp.asarray(n, dtype=np.int64) for n in (counted(y), correct(outputs, y)))
@@ -116,6 +116,8 @@ class GpuSteps:
         self.trainer = trainer
         self.why = ""
         self.stream = cupy.cuda.Stream()
+        self._cupy = cupy
+        self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(2)]
         self.blas = Blas(self.stream)
         self.tally: Array = None  # made with the rest, where memory is known to suffice
         self.rates: dict[Any, Array] = {}
@@ -230,7 +232,7 @@ class GpuSteps:
 
     def _flatten(self) -> None:
         """Let the gradients lie one behind the other, so that one kernel reaches them all."""
-        xp, layers = cupy_or_error(), {}
+        xp, layers = self._cupy, {}
         self.tally = xp.zeros(TALLY)
         for _, layer in self.trainer.model.modules():
             layers[id(layer)] = layer
@@ -263,7 +265,7 @@ class GpuSteps:
         before = [] if step.recording.rehearsed else [a.copy() for a in running]
         done = False
         try:
-            with self.stream:
+            with self._in_turn():
                 step.x[...], step.y[...] = x, y
                 for dtype, rates in self.rates.items():
                     rates.set(np.array([0, *numbers], dtype))
@@ -288,6 +290,17 @@ class GpuSteps:
             if self._position is not None:
                 self._position.batch += 1
         return done
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Work on the stream of the recorded steps, between what the caller's stream does."""
+        outside, (before, after) = self._cupy.cuda.get_current_stream(), self._events
+        before.record(outside)
+        self.stream.wait_event(before)
+        with self.stream:
+            yield
+        after.record(self.stream)
+        outside.wait_event(after)
 
     def _give_up(self, why: str) -> None:
         if "StreamCapture" in why:
@@ -314,7 +327,7 @@ class GpuSteps:
         if at is None:
             raise RuntimeError("a step is queued before there is a position to count it in")
         self._start = at.batch
-        with self.stream:
+        with self._in_turn():
             self.tally.set(np.array([at.loss, at.samples, at.correct, -1, 0, 0], np.float64))
 
     def read(self) -> float | None:

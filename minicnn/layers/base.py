@@ -96,9 +96,12 @@ class Layer(ABC):
 
     def modules(self, name: str = "") -> Iterator[tuple[str, Layer]]:
         """Yield (dotted name, layer) for this layer and all inside it, outer ones first."""
-        yield name, self
-        for key, child in self.children().items():
-            yield from child.modules(_join(name, key))
+        rest: list[tuple[str, Layer]] = [(name, self)]
+        while rest:  # no recursion: a training step asks a few times
+            name, layer = rest.pop()
+            yield name, layer
+            if children := layer.children():
+                rest += [(_join(name, key), child) for key, child in reversed(children.items())]
 
     def named_params(self) -> Iterator[tuple[str, Array, Array]]:
         """Yield (name, parameter, gradient), such as ``("0.weight", w, dw)``.

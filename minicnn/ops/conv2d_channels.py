@@ -50,6 +50,7 @@ from minicnn.ops.conv2d_maps import (
     number_of_parts,
     round_up,
 )
+from minicnn.ops.copy_numba import copy
 from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.last import finish
 from minicnn.ops.packed import pack as pack_plan
@@ -423,6 +424,11 @@ def _pack_source(x, x_last, n, images, band, plan, out):
     for i in range(head, tail):
         out[i * row : i * row + left] = 0
         out[i * row + left + width : (i + 1) * row] = 0
+    if pitch == 1 and not x_last:
+        for i in range(head, tail):
+            at = n * plan.source_image + (top + i) * plan.source_columns
+            copy(x, at, plan.source_columns, out, i * row + left)
+        return
     first, count = (top + head) * plan.source_columns, (tail - head) * plan.source_columns
     for m in range(images):
         shift = head * row + m * slots

@@ -11,6 +11,9 @@ and ROWS such vectors are one `vector.lane_tile` with a weight in all lanes. Res
 the output, row by row: the last vector of a row overlaps the one before, so a row must fill one.
 The weight gradient adds the same reads times dy, in a tile of TAPS sums that are kept in lanes.
 
+A 3x3 kernel slides down the rows instead: each row of the buffer is read once, for the three rows
+of the output that it takes part in, which halves the time.
+
 An item of work is one map. Weight gradients are summed as in `conv2d_channels`.
 """
 
@@ -31,6 +34,7 @@ from minicnn.ops.vector import (
     BLOCK,
     ROWS,
     add,
+    fma,
     horizontal_sum,
     lane_count,
     lane_tile,
@@ -64,9 +68,11 @@ class Plan(NamedTuple):
     size: int  # of the buffer
     out_rows: int  # of a target map
     out_columns: int
-    taps: np.ndarray  # (K,) where the taps read
+    taps: np.ndarray  # (K,) where the taps read, in order
     weight_taps: np.ndarray  # (K,) where they lie in a filter
+    slides: bool  # 3x3 taps, row by row
     # Vectors of the target
+    each: int  # of a row
     reads: np.ndarray  # (vectors,) where each begins in the buffer
     writes: np.ndarray  # (vectors,) and in a target map
     places: np.ndarray  # (vectors,) in the buffer again, but without overlap
@@ -91,6 +97,8 @@ def _plan(geometry: Geometry, L: int) -> Plan:
     overlapping = np.minimum(starts, TW - L)
     first = np.arange(TH)[:, None]
     taps = np.add.outer(at_row * pitch, at_column).ravel()
+    order = np.argsort(taps)
+    taps = taps[order]
     places = (first * pitch + starts).ravel()
     bottom = max(top + SH, TH + int(at_row.max()))
     return Plan(
@@ -99,13 +107,15 @@ def _plan(geometry: Geometry, L: int) -> Plan:
         columns=SW,
         corner=top * pitch + left,
         pitch=pitch,
-        size=round_up(max(bottom * pitch, int(taps.max() + places.max()) + L), L),
+        size=round_up(max(bottom * pitch, int(taps[-1] + places.max()) + L), L),
         out_rows=TH,
         out_columns=TW,
         taps=taps.astype(np.int32),
         weight_taps=np.add.outer(
             np.array(rows.taps) * geometry.window.kernel[1], np.array(columns.taps)
-        ).ravel(),
+        ).ravel()[order],
+        slides=geometry.window.kernel == (3, 3) and geometry.window.dilation[0] == 1,
+        each=each,
         reads=(first * pitch + overlapping).ravel().astype(np.int32),
         writes=(first * TW + overlapping).ravel().astype(np.int32),
         places=places.astype(np.int32),
@@ -140,6 +150,61 @@ def _correlate_map(source, plan, w, y, y0):
             n = min(BLOCK, depth - k)
             sums = tile_add(sums, lane_tile(acc, source, 0, rows, plan.taps, k, n, w, k * L, L))
         tile_store(sums, y, y0, offsets(plan.writes, v, last, ROWS))
+
+
+@kernel(inline=True)
+def _dot3(source, at, c0, c1, c2, w0, w1, w2, sums):
+    """Add the products of three vectors of a row with their weights."""
+    sums = fma(load(source, at + c0), w0, sums)
+    return fma(load(source, at + c2), w2, fma(load(source, at + c1), w1, sums))
+
+
+@kernel(inline=True)
+def _slide_map(source, plan, w, y, y0):
+    """`_correlate_map` for 3x3 taps."""
+    L, pitch = lane_count(w), plan.pitch
+    c0, c1, c2 = plan.taps[0], plan.taps[1], plan.taps[2]
+    w0, w1, w2 = load(w, 0), load(w, L), load(w, 2 * L)
+    w3, w4, w5 = load(w, 3 * L), load(w, 4 * L), load(w, 5 * L)
+    w6, w7, w8, bias = load(w, 6 * L), load(w, 7 * L), load(w, 8 * L), load(w, 9 * L)
+    for j in range(plan.each):
+        at, to = plan.reads[j], y0 + plan.writes[j]
+        # What the rows of the output have so far: `this` two of its rows of taps, `later` one.
+        this = _dot3(source, at, c0, c1, c2, w0, w1, w2, bias)
+        at += pitch
+        this = _dot3(source, at, c0, c1, c2, w3, w4, w5, this)
+        later = _dot3(source, at, c0, c1, c2, w0, w1, w2, bias)
+        for _ in range(plan.out_rows):
+            at += pitch
+            store(y, to, _dot3(source, at, c0, c1, c2, w6, w7, w8, this))
+            this = _dot3(source, at, c0, c1, c2, w3, w4, w5, later)
+            later = _dot3(source, at, c0, c1, c2, w0, w1, w2, bias)
+            to += plan.out_columns
+
+
+@kernel(inline=True)
+def _slide_gradient(source, plan, target, dw, w):
+    """`_add_gradient` for 3x3 taps; two rows of zeros follow the target's."""
+    L, none, step = lane_count(dw), zero(dw), plan.each * lane_count(dw)
+    c0, c1, c2 = plan.taps[0], plan.taps[1], plan.taps[2]
+    for j in range(plan.each):
+        at, o = plan.places[j], j * L
+        before, before_that = none, none  # dy of the two rows above
+        for start in range(0, plan.out_rows + 2, BLOCK):
+            s0, s1, s2, s3, s4, s5, s6, s7, s8 = zeros(dw, TAPS)
+            for _ in range(start, min(plan.out_rows + 2, start + BLOCK)):
+                x0, x1, x2 = load(source, at + c0), load(source, at + c1), load(source, at + c2)
+                d = load(target, o)
+                s0, s1, s2 = fma(x0, d, s0), fma(x1, d, s1), fma(x2, d, s2)
+                s3, s4, s5 = fma(x0, before, s3), fma(x1, before, s4), fma(x2, before, s5)
+                s6, s7 = fma(x0, before_that, s6), fma(x1, before_that, s7)
+                s8 = fma(x2, before_that, s8)
+                before_that, before = before, d
+                at += plan.pitch
+                o += step
+            to = multiples(0, TAPS - 1, L, TAPS)
+            sums = (s0, s1, s2, s3, s4, s5, s6, s7, s8)
+            tile_store(tile_add(sums, tile_load(sums, dw, w, to)), dw, w, to)
 
 
 @kernel(inline=True)
@@ -185,7 +250,11 @@ def _correlate(x, w, bias, y, items, plan, sources, weights):
                 store(taps, k * L, splat(w[channel * depth + plan.weight_taps[k]]))
             store(taps, depth * L, splat(bias[channel]))
             _pad(x, item * plan.rows * plan.columns, plan, source)
-            _correlate_map(source, plan, taps, y, item * plan.out_rows * plan.out_columns)
+            to = item * plan.out_rows * plan.out_columns
+            if plan.slides:
+                _slide_map(source, plan, taps, y, to)
+            else:
+                _correlate_map(source, plan, taps, y, to)
 
 
 @kernel(parallel=True)
@@ -195,6 +264,7 @@ def _gradient(x, dy, dw, db, items, plan, sources, targets, dws, dbs):
         source, target = sources[t], targets[t]
         L = lane_count(source)
         clear(source, 0, source.size)
+        clear(target, 0, target.size)
         for part in range(t * parts // threads, (t + 1) * parts // threads):
             clear(dws[part], 0, dws[part].size)
             clear(dbs[part], 0, dbs[part].size)
@@ -202,7 +272,10 @@ def _gradient(x, dy, dw, db, items, plan, sources, targets, dws, dbs):
                 channel = item % plan.channels
                 _pad(x, item * plan.rows * plan.columns, plan, source)
                 _rows_in(dy, item * plan.out_rows * plan.out_columns, plan, target)
-                _add_gradient(source, plan, target, dws[part], channel * depth * L)
+                if plan.slides:
+                    _slide_gradient(source, plan, target, dws[part], channel * depth * L)
+                else:
+                    _add_gradient(source, plan, target, dws[part], channel * depth * L)
                 add_pixels(target, 0, plan.places.size, L, dbs[part], channel * L)
     for channel in numba.prange(plan.channels):
         _reduce(dws, dbs, channel, plan, dw, db)
@@ -253,7 +326,7 @@ def weight_gradient(geometry: Geometry, x: Array, dy: Array, dw: Array, db: Arra
     items, size = len(x) * plan.channels, dw.size * L
     parts = number_of_parts(items, size * x.itemsize)
     threads = numba.get_num_threads()
-    target = plan.places.size * L
+    target = (plan.out_rows + 2) * plan.each * L  # two more rows, for `_slide_gradient`
     sizes = threads * plan.size, threads * target, parts * size, parts * db.size * L
     with buffers(x.dtype, *sizes) as (sources, targets, dws, dbs):
         _gradient(

@@ -39,6 +39,7 @@ from minicnn.ops.share import take
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
+    VECTOR_BYTES,
     add,
     lane_count,
     lanes,
@@ -69,6 +70,7 @@ from minicnn.shapes import Window
 
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
+ITEM_BYTES = 640 << 10  # of an item's transformed tiles: most of an L2 cache
 PARTS_BYTES = 64 << 20  # partial weight gradients may take so much
 SIZES = 3, 5  # R
 
@@ -117,8 +119,12 @@ def _plan(
     used_rows, used_columns = OH // pool[0] * pool[0], OW // pool[1] * pool[1]
     tile_rows, tile_columns = -(-used_rows // M), -(-used_columns // M)
 
-    # An item of the gradient goes through all of its sums: they should not outweigh its tiles.
-    item = 32 if forward else max(32, round_up(C * F // (C + F), ROWS))
+    # What an item transforms stays in the cache. One of the gradient goes through all of its sums:
+    # they should not outweigh its tiles.
+    tile_bytes = T * T * (P + Q) * (VECTOR_BYTES // L)
+    item = max(ROWS, min(32, ITEM_BYTES // tile_bytes) // ROWS * ROWS)
+    if not forward:
+        item = max(32, round_up(C * F // (C + F), ROWS))
 
     def patch(tiles: int, size: int, before: int, step: int, width: int) -> np.ndarray:
         at = (np.arange(tiles)[:, None] * M - before + np.arange(width)).ravel()

@@ -36,11 +36,14 @@ from minicnn.ops.vector import (
     lanes,
     lists_tile,
     load,
+    load_winner,
     multiples,
+    place_winners,
     store,
     tile_add,
     tile_load,
     tile_store,
+    unless_winner,
     zero,
 )
 from minicnn.shapes import Window
@@ -163,23 +166,18 @@ def _write_patches(rows, count, plan, out):
 @kernel()
 def _list_windows(dy, winner, n, first, end, plan, at_of, g):
     """For every window and filter: where the winner's patch is, and its gradient."""
-    row = plan.window_columns * plan.pool_columns * plan.patch  # from a row of pixels to the next
-    skip = row - plan.pool_columns * plan.patch
-    # k // pool_columns without a division, exact for a byte: lanes can do it.
-    inverse = 65536 // plan.pool_columns + 1
+    L, patch, columns = lane_count(dy), plan.patch, plan.pool_columns
+    row = plan.window_columns * columns * patch  # from a row of pixels to the next
+    skip = row - columns * patch
     z = 0
     for i in range(first, end):
         for j in range(plan.window_columns):
-            base = (i - first) * plan.pool_rows * row + j * plan.pool_columns * plan.patch
+            base = (i - first) * plan.pool_rows * row + j * columns * patch
             e = ((n * plan.window_rows + i) * plan.window_columns + j) * plan.slots
-            mine, gradients = winner[e : e + plan.slots], dy[e : e + plan.slots]
-            at, out = at_of[z : z + plan.slots], g[z : z + plan.slots]
-            for f in range(plan.slots):
-                k = np.int32(mine[f])
-                on = k != OFF
-                k = k if on else 0
-                at[f] = base + k * plan.patch + (k * inverse >> 16) * skip
-                out[f] = gradients[f] if on else 0
+            for f in range(0, plan.slots, L):
+                who = load_winner(winner, e + f, dy)
+                store(at_of, z + f, place_winners(who, OFF, base, columns, patch, skip))
+                store(g, z + f, unless_winner(who, OFF, load(dy, e + f)))
             z += plan.slots
 
 

@@ -128,7 +128,7 @@ def normal(x):
 
 
 @inlined
-def vector_sigmoid(x):
+def _vector_sigmoid(x):
     one = constant(1, x)
     return vector.div(one, vector.add(one, vector.exp(vector.sub(constant(0, x), x))))
 
@@ -137,6 +137,11 @@ def vector_sigmoid(x):
 def _vector_tanh(x):
     t = vector.expm1(vector.mul(constant(-2, x), vector.absolute(x)))
     return vector.copysign(vector.div(t, vector.add(constant(2, x), t)), x)
+
+
+@inlined
+def _vector_silu(x):
+    return vector.mul(x, _vector_sigmoid(x))
 
 
 @inlined
@@ -152,9 +157,9 @@ def _tanh_gradient(dy, y):
 
 @inlined
 def _silu_gradient(dy, x):
-    rest = vector_sigmoid(vector.sub(constant(0, x), x))  # 1 - s(x), without cancellation
+    rest = _vector_sigmoid(vector.sub(constant(0, x), x))  # 1 - s(x), without cancellation
     slope = vector.fma(x, rest, constant(1, x))
-    return vector.mul(vector.mul(dy, vector_sigmoid(x)), slope)
+    return vector.mul(vector.mul(dy, _vector_sigmoid(x)), slope)
 
 
 # ---------------------------------------------------------------- formulas
@@ -228,11 +233,11 @@ _VALUES: dict[type, Callable[..., Any]] = {
     Relu: lambda f, x: 0.0 if x <= 0 else x,
     LeakyRelu: lambda f, x: x if x > 0 else f.slope * x,
     Elu: lambda f, x: x if x > 0 else f.alpha * expm1(x),
-    Sigmoid: lambda f, x: vector_sigmoid(x),
+    Sigmoid: lambda f, x: _vector_sigmoid(x),
     Tanh: lambda f, x: _vector_tanh(x),
     Gelu: lambda f, x: x * normal(x)[0],
     GeluTanh: lambda f, x: x * sigmoid(_u(x)),
-    Silu: lambda f, x: vector.mul(x, vector_sigmoid(x)),
+    Silu: lambda f, x: _vector_silu(x),
     Softplus: lambda f, x: x if f.beta * x > f.threshold else softplus(f.beta * x) / f.beta,
 }
 
@@ -277,50 +282,81 @@ def _choose_of_two(f, a, b):
 
 
 # Slices, as a loop from 0 makes vectors: from elsewhere, an index might be negative.
+# One piece alone runs where it is: waking the threads takes longer.
+
+
+@kernel()
+def _map_piece(f, x, y, k):
+    x_, y_ = x[k * CHUNK : (k + 1) * CHUNK], y[k * CHUNK : (k + 1) * CHUNK]
+    for i in range(x_.size):
+        y_[i] = _value(f, np.float64(x_[i]))
+
+
+@kernel()
+def _map2_piece(f, a, b, y, k):
+    a_, b_ = a[k * CHUNK : (k + 1) * CHUNK], b[k * CHUNK : (k + 1) * CHUNK]
+    y_ = y[k * CHUNK : (k + 1) * CHUNK]
+    for i in range(a_.size):
+        y_[i] = _value_of_two(f, np.float64(a_[i]), np.float64(b_[i]))
+
+
+@kernel()
+def _map_vectors_piece(f, x, y, k):
+    L, end = lane_count(x), min(x.size, (k + 1) * CHUNK)
+    whole = end - end % L
+    for i in range(k * CHUNK, whole, L):
+        store(y, i, _value(f, load(x, i)))
+    if whole < end:
+        n = end - whole
+        store_part(y, whole, n, _value(f, load_part(x, whole, n, zero(x))))
+
+
+@kernel()
+def _map2_vectors_piece(f, a, b, y, k):
+    L, end = lane_count(a), min(a.size, (k + 1) * CHUNK)
+    whole = end - end % L
+    for i in range(k * CHUNK, whole, L):
+        store(y, i, _value_of_two(f, load(a, i), load(b, i)))
+    if whole < end:
+        n = end - whole
+        u, v = load_part(a, whole, n, zero(a)), load_part(b, whole, n, zero(b))
+        store_part(y, whole, n, _value_of_two(f, u, v))
 
 
 @kernel(parallel=True)
 def _map(f, x, y):
-    for k in numba.prange((x.size + CHUNK - 1) // CHUNK):
-        x_, y_ = x[k * CHUNK : (k + 1) * CHUNK], y[k * CHUNK : (k + 1) * CHUNK]
-        for i in range(x_.size):
-            y_[i] = _value(f, np.float64(x_[i]))
+    if x.size <= CHUNK:
+        _map_piece(f, x, y, 0)
+    else:
+        for k in numba.prange((x.size + CHUNK - 1) // CHUNK):
+            _map_piece(f, x, y, k)
 
 
 @kernel(parallel=True)
 def _map2(f, a, b, y):
-    for k in numba.prange((a.size + CHUNK - 1) // CHUNK):
-        a_, b_ = a[k * CHUNK : (k + 1) * CHUNK], b[k * CHUNK : (k + 1) * CHUNK]
-        y_ = y[k * CHUNK : (k + 1) * CHUNK]
-        for i in range(a_.size):
-            y_[i] = _value_of_two(f, np.float64(a_[i]), np.float64(b_[i]))
+    if a.size <= CHUNK:
+        _map2_piece(f, a, b, y, 0)
+    else:
+        for k in numba.prange((a.size + CHUNK - 1) // CHUNK):
+            _map2_piece(f, a, b, y, k)
 
 
 @kernel(parallel=True)
 def _map_vectors(f, x, y):
-    L = lane_count(x)
-    for k in numba.prange((x.size + CHUNK - 1) // CHUNK):
-        end = min(x.size, (k + 1) * CHUNK)
-        whole = end - end % L
-        for i in range(k * CHUNK, whole, L):
-            store(y, i, _value(f, load(x, i)))
-        if whole < end:
-            n = end - whole
-            store_part(y, whole, n, _value(f, load_part(x, whole, n, zero(x))))
+    if x.size <= CHUNK:
+        _map_vectors_piece(f, x, y, 0)
+    else:
+        for k in numba.prange((x.size + CHUNK - 1) // CHUNK):
+            _map_vectors_piece(f, x, y, k)
 
 
 @kernel(parallel=True)
 def _map2_vectors(f, a, b, y):
-    L = lane_count(a)
-    for k in numba.prange((a.size + CHUNK - 1) // CHUNK):
-        end = min(a.size, (k + 1) * CHUNK)
-        whole = end - end % L
-        for i in range(k * CHUNK, whole, L):
-            store(y, i, _value_of_two(f, load(a, i), load(b, i)))
-        if whole < end:
-            n = end - whole
-            u, v = load_part(a, whole, n, zero(a)), load_part(b, whole, n, zero(b))
-            store_part(y, whole, n, _value_of_two(f, u, v))
+    if a.size <= CHUNK:
+        _map2_vectors_piece(f, a, b, y, 0)
+    else:
+        for k in numba.prange((a.size + CHUNK - 1) // CHUNK):
+            _map2_vectors_piece(f, a, b, y, k)
 
 
 FORMULAS: dict[str, Callable[..., Any]] = {

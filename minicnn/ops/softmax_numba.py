@@ -26,6 +26,7 @@ from minicnn.ops.vector import (
     horizontal_max,
     horizontal_sum,
     lane_count,
+    lanes,
     load_part,
     maximum,
     mul,
@@ -132,38 +133,71 @@ def _column_gradient(dy, y, dx, at, n, C, B, log):
 # ---------------------------------------------------------------- whole arrays
 
 
+# Each of these does the rows, or the vectors of columns, from `first` to `last`.
+
+
+@kernel()
+def _some_rows(x, y, first, last, C, log):
+    for a in range(first, last):
+        _row(x, y, a * C, C, log)
+
+
+@kernel()
+def _some_rows_gradient(dy, y, dx, first, last, C, log):
+    for a in range(first, last):
+        _row_gradient(dy, y, dx, a * C, C, log)
+
+
+@kernel()
+def _some_columns(x, y, first, last, each, C, B, log):
+    L = lane_count(x)
+    for k in range(first, last):
+        b = k % each * L
+        _column(x, y, k // each * C * B + b, min(L, B - b), C, B, log)
+
+
+@kernel()
+def _some_columns_gradient(dy, y, dx, first, last, each, C, B, log):
+    L = lane_count(y)
+    for k in range(first, last):
+        b = k % each * L
+        _column_gradient(dy, y, dx, k // each * C * B + b, min(L, B - b), C, B, log)
+
+
+# One thread works where it is: waking the others takes longer than a few rows.
+
+
 @kernel(parallel=True)
 def _rows(x, y, A, C, log, threads):
-    for t in numba.prange(threads):
-        for a in range(t * A // threads, (t + 1) * A // threads):
-            _row(x, y, a * C, C, log)
-
-
-@kernel(parallel=True)
-def _columns(x, y, A, C, B, log, threads):
-    L = lane_count(x)
-    each = (B + L - 1) // L  # vectors
-    for t in numba.prange(threads):
-        for k in range(t * A * each // threads, (t + 1) * A * each // threads):
-            b = k % each * L
-            _column(x, y, k // each * C * B + b, min(L, B - b), C, B, log)
+    if threads == 1:
+        _some_rows(x, y, 0, A, C, log)
+    else:
+        for t in numba.prange(threads):
+            _some_rows(x, y, t * A // threads, (t + 1) * A // threads, C, log)
 
 
 @kernel(parallel=True)
 def _rows_gradient(dy, y, dx, A, C, log, threads):
-    for t in numba.prange(threads):
-        for a in range(t * A // threads, (t + 1) * A // threads):
-            _row_gradient(dy, y, dx, a * C, C, log)
+    if threads == 1:
+        _some_rows_gradient(dy, y, dx, 0, A, C, log)
+    else:
+        for t in numba.prange(threads):
+            _some_rows_gradient(dy, y, dx, t * A // threads, (t + 1) * A // threads, C, log)
 
 
 @kernel(parallel=True)
-def _columns_gradient(dy, y, dx, A, C, B, log, threads):
-    L = lane_count(y)
-    each = (B + L - 1) // L
+def _columns(x, y, A, each, C, B, log, threads):
+    n = A * each
     for t in numba.prange(threads):
-        for k in range(t * A * each // threads, (t + 1) * A * each // threads):
-            b = k % each * L
-            _column_gradient(dy, y, dx, k // each * C * B + b, min(L, B - b), C, B, log)
+        _some_columns(x, y, t * n // threads, (t + 1) * n // threads, each, C, B, log)
+
+
+@kernel(parallel=True)
+def _columns_gradient(dy, y, dx, A, each, C, B, log, threads):
+    n = A * each
+    for t in numba.prange(threads):
+        first, last = t * n // threads, (t + 1) * n // threads
+        _some_columns_gradient(dy, y, dx, first, last, each, C, B, log)
 
 
 def forward(x: Array, dim: int, log: bool) -> Array:
@@ -174,7 +208,8 @@ def forward(x: Array, dim: int, log: bool) -> Array:
         if B == 1:
             _rows(flat(x), y.reshape(-1), A, C, log, threads)
         else:
-            _columns(flat(x), y.reshape(-1), A, C, B, log, threads)
+            each = -(-B // lanes(x.dtype))  # vectors
+            _columns(flat(x), y.reshape(-1), A, each, C, B, log, threads)
     return y
 
 
@@ -186,7 +221,8 @@ def backward(dy: Array, y: Array, dim: int, log: bool) -> Array:
         if B == 1:
             _rows_gradient(flat(dy), flat(y), dx.reshape(-1), A, C, log, threads)
         else:
-            _columns_gradient(flat(dy), flat(y), dx.reshape(-1), A, C, B, log, threads)
+            each = -(-B // lanes(y.dtype))
+            _columns_gradient(flat(dy), flat(y), dx.reshape(-1), A, each, C, B, log, threads)
     return dx
 
 

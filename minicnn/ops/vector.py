@@ -14,7 +14,7 @@ and take element offsets, so that one flat array holds any layout:
     lane(v)                         the number in the first lane
     zero(a)                         a vector of zeros of a's type
     lane_count(a)                   L, the lanes of a vector of a's type
-    load_part(a, i, n, v)           a[i : i + n] in the first n lanes, v in the others
+    load_part(a, i, n, v)           a[i : i + n] in the first n lanes (all if n > L), else v's
     store_part(a, i, n, v)          the first n lanes alone; memory beyond is not touched
     add, sub, mul, div, sqrt(x), fma(x, y, z)    lane by lane; fma is x * y + z, rounded once
     exp(x), expm1(x), log(x)        within 2 units in the last place
@@ -22,6 +22,8 @@ and take element offsets, so that one flat array holds any layout:
     maximum(x, y)                   NaN wins, as in numpy.maximum
     best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
     load_winner(winner, i, a), where_winner(winner, k, v)    v where k has won, else zero
+    unless_winner(winner, k, v)     v where another than k has won, else zero
+    place_winners(winner, off, base, columns, step, skip)    int32 offsets of the winners
     where_positive(x, v)            v where x > 0, else zero
     horizontal_sum(v)               the lanes added pairwise
     horizontal_max(v)               the largest lane, or NaN
@@ -391,6 +393,43 @@ def where_winner(typingctx, winner, k, v):
         return e.b.select(same, v_, e.zero(v))
 
     return _emits(v(winner, types.intp, v), body)
+
+
+@intrinsic
+def unless_winner(typingctx, winner, k, v):
+    """Keep v in the lanes whose winner is not k; zero in the others."""
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        winner_, k_, v_ = args
+        same = e.b.icmp_unsigned("==", winner_, e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count))
+        return e.b.select(same, e.zero(v), v_)
+
+    return _emits(v(winner, types.intp, v), body)
+
+
+@intrinsic
+def place_winners(typingctx, winner, off, base, columns, step, skip):
+    """Return ``base + k * step + k // columns * skip`` as int32 for winner k, and base for `off`.
+
+    k and columns are less than 256.
+    """
+    count = winner.count
+    result = Vector(types.int32, count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        wide = ir.VectorType(_I32, count)
+        winner_, off_, *numbers = args
+        base_, columns_, step_, skip_ = (e.b.trunc(n, _I32) for n in numbers)
+        same = e.b.icmp_unsigned("==", winner_, e.splat(e.b.trunc(off_, ir.IntType(8)), count))
+        k = e.b.zext(e.b.select(same, ir.Constant(winner_.type, None), winner_), wide)
+        # k // columns without a division, exact for numbers below 256.
+        inverse = e.b.add(e.b.udiv(ir.Constant(_I32, 1 << 16), columns_), ir.Constant(_I32, 1))
+        row = e.b.lshr(e.b.mul(k, e.splat(inverse, count)), ir.Constant(wide, [16] * count))
+        at = e.b.add(e.b.mul(k, e.splat(step_, count)), e.b.mul(row, e.splat(skip_, count)))
+        return e.b.add(at, e.splat(base_, count))
+
+    i = types.intp
+    return _emits(result(winner, i, i, i, i, i), body)
 
 
 @intrinsic

@@ -146,7 +146,7 @@ def _kernels() -> Any:
 
 
 def _fits(model: Layer, x: Array) -> bool:
-    params = [p for _, p, _ in model.named_params()]
+    params = [p for _, layer in model.modules() for p in layer.params.values()]
     return (
         bool(params)
         and all(

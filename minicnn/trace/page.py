@@ -20,9 +20,11 @@ BUDGET = 2_150_000  # bytes of arrays in a page, which base64 makes 4/3 of: belo
 
 _RULES = {
     "Conv2d": "conv",
+    "ConvTranspose2d": "convTranspose",
     "Linear": "linear",
     "MaxPool2d": "maxPool",
     "AvgPool2d": "avgPool",
+    "AdaptiveAvgPool2d": "adaptive",
     **dict.fromkeys(("BatchNorm2d", "LayerNorm", "GroupNorm"), "norm"),
     **dict.fromkeys(("Softmax", "LogSoftmax"), "softmax"),
     **dict.fromkeys(
@@ -31,7 +33,21 @@ _RULES = {
     "Dropout": "dropout",
     "Flatten": "flatten",
     "Residual": "residual",
+    **dict.fromkeys(("cross_entropy", "nll_loss"), "likelihood"),
+    **dict.fromkeys(("mse_loss", "l1_loss", "bce_with_logits"), "loss"),
 }
+
+# In this order one after the other: the view is plain functions, in a page and in the widget.
+SCRIPTS = (
+    "arrays.js",
+    "passes.js",
+    "rules.js",
+    "grid.js",
+    "maps.js",
+    "derivation.js",
+    "columns.js",
+    "view.js",
+)
 
 
 def pack(trace: Trace) -> dict[str, Any]:
@@ -39,7 +55,7 @@ def pack(trace: Trace) -> dict[str, Any]:
     arrays: list[Array] = []
     places: dict[int, int] = {}
     nodes = []
-    for number, node in enumerate(trace.nodes):
+    for node in trace.nodes:
         forward, backward = trace.forward(node.name), trace.backward(node.name)
         entry = _describe(forward)
         own = forward.arrays | backward.arrays | entry.pop("extra")
@@ -49,8 +65,7 @@ def pack(trace: Trace) -> dict[str, Any]:
                 places[id(a)] = len(arrays)
                 arrays.append(a)
             entry["arrays"][letter] = places[id(a)]
-        entry["first"] = node.sources[0] == -1
-        entry["number"] = number
+        entry["sources"] = node.sources
         entry["backward_formula"] = backward.formula
         entry["statistics"] = forward.statistics() | backward.statistics()
         nodes.append(entry)
@@ -76,14 +91,11 @@ def _describe(step: Step) -> dict[str, Any]:
     label = step.op if layer is None or layer.children() else repr(layer)
     entry: dict[str, Any] = {"name": step.name, "op": step.op, "label": label}
     entry["formula"] = step.formula
-    entry["rule"] = _RULES.get(step.op, "")
+    entry["rule"] = _RULES.get(step.op, "")  # a layer of the user's own has none
     extra: dict[str, Array] = {}
-    if layer is None:
-        x, target = step.inputs["x"], step.inputs["target"]
-        if step.op == "cross_entropy" and x.ndim == 2 and _plain_labels(target, x.shape[1]):
-            entry["rule"] = "crossEntropy"
-    elif layer.window() is not None:
-        entry["window"] = layer.window()._asdict()
+    window = getattr(layer, "_window", None)
+    if window is not None:
+        entry["window"] = window._asdict()
         entry["groups"] = getattr(layer, "groups", 1)
         for name in ("winner", "divisor"):
             if hasattr(step.cache, name):
@@ -93,27 +105,26 @@ def _describe(step: Step) -> dict[str, Any]:
         entry["groups"] = getattr(layer, "num_groups", 1)
         entry["fixed"] = isinstance(layer, BatchNorm2d) and not step.cache.training
         if entry["fixed"]:
-            extra |= {"mean": step.cache.mean, "rstd": step.cache.rstd}
+            extra |= layer.buffers
         if isinstance(layer, LayerNorm):
-            entry |= {"param_axis": "last", "normalized": layer.normalized_shape}
+            entry["normalized"] = layer.normalized_shape
     elif isinstance(layer, Dropout):
         if step.cache.mask is not None:
             extra["mask"] = step.cache.mask
     elif entry["rule"] == "softmax":
         entry["dim"] = step.cache.dim % step.inputs["x"].ndim
     elif entry["rule"] == "elementwise":
-        extra["slope"] = layer.backward(np.ones_like(step.outputs["y"]), step.cache)
+        entry["options"] = layer.options
+    elif entry["rule"] == "likelihood":
+        extra["weights"] = step.cache.a
+        entry["share"] = float(step.cache.share)
     entry["extra"] = extra
     return entry
 
 
-def _plain_labels(target: Array, classes: int) -> bool:
-    return bool(target.dtype.kind in "iu" and (target >= 0).all() and (target < classes).all())
-
-
 def _plain(a: Array) -> Array:
-    """As the view reads it: float32 or float64, little-endian and in C order."""
-    kind = "<f4" if a.dtype == np.float32 else "<f8"
+    """As the view reads it: float32, float64 or int32, little-endian and in C order."""
+    kind = "<i4" if a.dtype.kind in "iu" else "<f4" if a.dtype == np.float32 else "<f8"
     return np.asarray(a, dtype=kind, order="C")
 
 
@@ -125,7 +136,12 @@ def _encode(a: Array, keep: bool) -> dict[str, Any]:
 
 def source(name: str) -> str:
     """Return the text of a file of the view."""
-    return files("minicnn.trace").joinpath(name).read_text(encoding="utf-8")
+    return files("minicnn.trace").joinpath("view", name).read_text(encoding="utf-8")
+
+
+def script() -> str:
+    """Return the view's program, which defines ``render(root, data, send)``."""
+    return "\n".join(map(source, SCRIPTS))
 
 
 def page(trace: Trace) -> str:
@@ -139,7 +155,7 @@ def page(trace: Trace) -> str:
         f"{source('view.css')}</style>\n"
         '<div id="view" style="min-height: 100vh"></div>\n'
         f'<script type="application/json" id="data">{data}</script>\n'
-        f"<script>\n{source('view.js')}\n"
+        f"<script>\n{script()}\n"
         'render(document.getElementById("view"), '
         'JSON.parse(document.getElementById("data").textContent));\n</script>\n</html>\n'
     )

@@ -10,85 +10,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minicnn.backend import Array, use
-from minicnn.layers import Dropout, Layer, Residual, Sequential
+from minicnn.layers import Layer, Residual, Sequential
+from minicnn.trace.double import Double
+from minicnn.trace.step import Node, Step, formula_backward, formula_forward
 from minicnn.train import LOSSES
 
 if TYPE_CHECKING:
     from minicnn.trace.explain import Explanation
 
 GRADS = {"weight": "dw", "bias": "db"}
-
-
-class Node(NamedTuple):
-    """One call of a layer: its name, the layer and the nodes before it (-1: the input x)."""
-
-    name: str
-    layer: Layer | None  # None: the loss
-    sources: tuple[int, ...]
-
-
-class Step:
-    """One op of a pass, with all its numbers.
-
-    Attributes
-    ----------
-    name : str
-        The layer's dotted name as in `named_params`, or ``"loss"``.
-    direction : {"forward", "backward"}
-    op : str
-        The layer's class, or the loss.
-    formula : str
-        With the sizes filled in.
-    inputs, outputs, params, grads : dict of str to array
-        Forward: x to y. Backward: dy to dx, and the gradients dw and db.
-    cache : object
-        What the forward kept for the backward.
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        direction: str,
-        op: str,
-        formula: str,
-        inputs: dict[str, Array],
-        outputs: dict[str, Array],
-        params: dict[str, Array],
-        grads: dict[str, Array],
-        cache: Any,
-    ) -> None:
-        self.name, self.layer, self.direction = node.name, node.layer, direction
-        self.op, self.formula = op, formula
-        self.inputs, self.outputs, self.params, self.grads = inputs, outputs, params, grads
-        self.cache = cache
-
-    @property
-    def arrays(self) -> dict[str, Array]:
-        """All arrays of the step by their letters."""
-        params = {"w" if k == "weight" else "b": p for k, p in self.params.items()}
-        return self.inputs | params | self.outputs | self.grads
-
-    def statistics(self) -> dict[str, dict[str, float]]:
-        """Return min, mean, max and the share of zeros of each array."""
-        return {name: _statistics(a) for name, a in self.arrays.items()}
-
-    def __repr__(self) -> str:
-        label = repr(self.layer) if self.layer is not None else self.op
-        if label.count("\n"):
-            label = self.op
-        lines = [f"{self.direction} {self.name}: {label}", f"    {self.formula}"]
-        for name, a in self.arrays.items():
-            s = _statistics(a)
-            lines.append(
-                f"    {name:<9} {tuple(a.shape)!s:<18} min {s['min']:>10.4g}  "
-                f"mean {s['mean']:>10.4g}  max {s['max']:>10.4g}  zeros {s['zeros']:>6.1%}"
-            )
-        return "\n".join(lines)
 
 
 class Trace:
@@ -115,7 +50,7 @@ class Trace:
         self.values: dict[int, Array] = {-1: self.x}
         self.steps: list[Step] = []
         self.position = -1
-        self._double: tuple[list[Layer | None], dict[int, Array]] | None = None
+        self._double: Double | None = None
         with use("numpy"):
             self._run()
 
@@ -150,7 +85,7 @@ class Trace:
                     node,
                     "backward",
                     step.op,
-                    _formula_backward(step),
+                    formula_backward(step),
                     {"dy": dy},
                     {"dx": dx},
                     step.params,
@@ -189,7 +124,7 @@ class Trace:
             op = type(node.layer).__name__
             params = node.layer.params
         step = Step(node, "forward", op, "", inputs, {"y": y}, params, {}, cache)
-        step.formula = _formula_forward(step)
+        step.formula = formula_forward(step)
         self.nodes.append(node)
         self.caches.append(cache)
         self.values[number] = y
@@ -279,65 +214,9 @@ class Trace:
 
         For "y", "dx", "dw" and "db" the number that changes is one of y, x, w and b.
         """
-        at, eps = self.number(name), step
-        layers, values = self._in_double()
-        node, layer = self.nodes[at], layers[at]
-        losses = []
-        for sign in (1, -1):
-            if what == "y":
-                y = values[at].copy()
-                y[index] += sign * eps
-            elif what == "dx":
-                x = values[node.sources[0]].copy()
-                x[index] += sign * eps
-                others = [values[s] for s in node.sources[1:]]
-                y = self._call(at, layer, [x, *others])
-            else:
-                assert layer is not None
-                p = layer.params["weight" if what == "dw" else "bias"]
-                old = p[index]
-                p[index] = old + sign * eps
-                y = self._call(at, layer, [values[s] for s in node.sources])
-                p[index] = old
-            losses.append(self._loss_from(at, y))
-        return float((losses[0] - losses[1]) / (2 * eps))
-
-    def _in_double(self) -> tuple[list[Layer | None], dict[int, Array]]:
         if self._double is None:
-            # One deepcopy of the list, so that a layer in two places stays one layer.
-            layers = copy.deepcopy([node.layer for node in self.nodes])
-            for layer in layers:
-                if layer is not None:
-                    layer.astype(np.float64)
-            values = {-1: self.x.astype(np.float64)}
-            self._double = layers, values
-            for i, node in enumerate(self.nodes):
-                values[i] = self._call(i, layers[i], [values[s] for s in node.sources])
-        return self._double
-
-    def _call(self, at: int, layer: Layer | None, inputs: list[Array]) -> Array:
-        """Run node `at` in float64; dropout keeps the mask of the traced pass."""
-        with use("numpy"):
-            if layer is None:
-                target = self.target
-                target = target.astype(np.float64) if target.dtype.kind == "f" else target
-                return np.asarray(LOSSES[self.loss_name][0](inputs[0], target)[0])
-            if isinstance(layer, Residual):
-                return inputs[0] + inputs[1]
-            if isinstance(layer, Dropout):
-                mask = self.caches[at].mask
-                return inputs[0] if mask is None else inputs[0] * mask
-            return layer.forward(inputs[0])[0]
-
-    def _loss_from(self, at: int, y: Array) -> float:
-        layers, values = self._in_double()
-        changed = {at: y}
-        for i in range(at + 1, len(self.nodes)):
-            sources = self.nodes[i].sources
-            if any(s in changed for s in sources):
-                inputs = [changed.get(s, values[s]) for s in sources]
-                changed[i] = self._call(i, layers[i], inputs)
-        return float(changed[len(self.nodes) - 1])
+            self._double = Double(self)
+        return self._double.difference(self.number(name), what, index, step)
 
     # ------------------------------------------------------------ pictures
 
@@ -394,72 +273,3 @@ def trace(model: Layer, x: Array, y: Any, loss: str = "cross_entropy") -> Trace:
     (2, 3)
     """
     return Trace(model, x, y, loss)
-
-
-def _statistics(a: Array) -> dict[str, float]:
-    if not a.size:
-        return dict.fromkeys(("min", "mean", "max", "zeros"), float("nan"))
-    return {
-        "min": float(a.min()),
-        "mean": float(a.mean()),
-        "max": float(a.max()),
-        "zeros": float((a == 0).mean()),
-    }
-
-
-def _formula_forward(step: Step) -> str:
-    x, y = step.inputs["x"], step.outputs["y"]
-    size = f"{tuple(x.shape)} -> {tuple(y.shape)}"
-    w = step.params.get("weight")
-    match step.op:
-        case "Conv2d":
-            C, KH, KW = w.shape[1:]  # type: ignore[union-attr]
-            rows = step.layer.formula(x.shape) if step.layer else ""
-            text = f"y[n,f,i,j] = b[f] + sum of {C}*{KH}*{KW} products x*w; rows {rows}"
-        case "Linear":
-            text = f"y[n,o] = b[o] + sum over {w.shape[1]} i of x[n,i] w[o,i]"  # type: ignore[union-attr]
-        case "MaxPool2d":
-            text = f"y = max of each window; rows {step.layer.formula(x.shape)}"  # type: ignore[union-attr]
-        case "AvgPool2d" | "AdaptiveAvgPool2d":
-            text = "y = mean of each window"
-        case "BatchNorm2d" | "LayerNorm" | "GroupNorm":
-            text = "y = w (x - mean) / sqrt(var + eps) + b"
-        case "Softmax":
-            text = "y[c] = e^x[c] / sum over k of e^x[k]"
-        case "cross_entropy":
-            text = f"loss = mean over {x.shape[0]} n of -log softmax(x[n])[target[n]]"
-        case "Residual":
-            text = "y = body + shortcut"
-        case _:
-            text = f"y = {step.op}(x)"
-    return f"{text};  {size}"
-
-
-def _formula_backward(step: Step) -> str:
-    x = step.inputs["x"]
-    match step.op:
-        case "Conv2d" | "ConvTranspose2d":
-            text = (
-                "dx = sum over the windows that cover x of dy*w; dw = sum of dy*x; db = sum of dy"
-            )
-        case "Linear":
-            text = "dx = dy w; dw = dy^T x; db = sum over n of dy"
-        case "MaxPool2d":
-            text = "dx = sum of the dy of the windows that the pixel won"
-        case "AvgPool2d" | "AdaptiveAvgPool2d":
-            text = "dx = sum of dy / divisor over the windows that cover the pixel"
-        case "BatchNorm2d" | "LayerNorm" | "GroupNorm":
-            text = "dx = rstd (g - mean(g) - xhat mean(g xhat)) with g = dy w"
-        case "cross_entropy":
-            text = f"dx = (p - y) / {x.shape[0]} with p = softmax(x)"
-        case "Residual":
-            text = "dbody = dshortcut = dy"
-        case "Dropout":
-            text = "dx = dy * mask"
-        case "Flatten":
-            text = "dx = dy in the shape of x"
-        case "Softmax":
-            text = "dx[c] = y[c] (dy[c] - sum over k of dy[k] y[k])"
-        case _:
-            text = f"dx = dy * {step.op}'(x)"
-    return f"{text};  dx {tuple(x.shape)}"

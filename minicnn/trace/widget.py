@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicnn.trace.page import pack, source
+from minicnn.trace.page import pack, script, source
 
 if TYPE_CHECKING:
     from minicnn.trace.steps import Trace
@@ -86,9 +86,9 @@ class Edits:
         from minicnn.shapes import window
 
         options = layer.options | {option: int(value)}
-        kernel = layer.window().kernel
-        geometry = [options[k] for k in ("stride", "padding", "dilation")]
-        layer._window = window(type(layer).__name__, kernel, *geometry)
+        old = layer._window
+        geometry = old._asdict() | {option: int(value)}
+        layer._window = window(type(layer).__name__, *geometry.values())
         layer.options = options
 
     def _sgd(self, model: Any) -> float:
@@ -117,8 +117,8 @@ class Edits:
 
 
 def _find(model: Any, name: str) -> Any:
-    layers = dict(model.modules())
-    return layers[name] if name in layers and layers[name].params else layers.get("", model)
+    """Return the layer `name`; a model that is one layer is itself named "0" in its trace."""
+    return dict(model.modules()).get(name, model)
 
 
 def widget(trace: Trace) -> Any:
@@ -132,7 +132,7 @@ def widget(trace: Trace) -> Any:
         ) from error
 
     class Stepping(anywidget.AnyWidget):
-        _esm = source("view.js") + _GLUE
+        _esm = script() + _GLUE
         _css = source("view.css")
         data = traitlets.Dict().tag(sync=True)
 

@@ -30,8 +30,13 @@ def limit(cupy, room):
     pool.set_limit(size=pool.used_bytes() + room)
 
 
-def test_a_batch_that_is_too_large_is_taken_in_parts(imitated, cupy, monkeypatch):
-    monkeypatch.setattr(linear_cupy, "MOST_TERMS", 0)  # cuBLAS multiplies, in memory of its own
+@pytest.fixture(autouse=True)
+def cublas(monkeypatch):
+    """Let cuBLAS multiply, in memory of its own, which takes less time on the CPU."""
+    monkeypatch.setattr(linear_cupy, "MOST_TERMS", 0)
+
+
+def test_a_batch_that_is_too_large_is_taken_in_parts(imitated, cupy):
     x, y = data(256)
     y[5:90] = -100  # the parts do not count alike
     here, there = trainers(lambda: wide(Dropout(0.5, rng=1)))
@@ -101,11 +106,11 @@ def test_memory_is_given_back_before_parts_are_tried(imitated, cupy, monkeypatch
     monkeypatch.setattr(pool, "free_all_blocks", lambda: freed.append(pool.used_bytes()))
     _, there = trainers(wide)
     far = to_gpu(data(256))
-    used = pool.used_bytes()
     limit(cupy, 3 << 20)
     there.predict(far[0])
     assert not freed
     limit(cupy, 1 << 19)
+    used = pool.used_bytes()
     there.predict(far[0])
     assert freed
     assert max(freed) <= used  # what the failed try held is gone

@@ -22,12 +22,24 @@ from gpu_networks import (
     shared,
     trainers,
 )
-from minicnn import Linear, Trainer, checkpoint, ops, to_cpu, to_gpu, use
+from minicnn import (
+    BatchNorm2d,
+    Flatten,
+    Linear,
+    Sequential,
+    Trainer,
+    checkpoint,
+    ops,
+    to_cpu,
+    to_gpu,
+    use,
+)
 from minicnn.backend import is_cupy
 from minicnn.gpu import training
+from minicnn.ops import softmax_cupy
 from minicnn.optim import Adam, Optimizer
 from minicnn.schedules import CosineLR
-from minicnn.train import Callback, NonFiniteError, predict
+from minicnn.train import LOSSES, Callback, NonFiniteError, predict
 
 # ---------------------------------------------------------------- the same numbers
 
@@ -46,8 +58,25 @@ def test_networks(cupy, make):
     here, there = trainers(make)
     both(here, there, (data(), data(30, 1)))
     assert_alike(here, there)
-    if make is not convolutional:  # that depends on the kernels
-        assert recorded(there), there.plan()
+    assert recorded(there), there.plan()
+
+
+def test_parameters_of_two_dtypes(cupy):
+    """A layer may cast what passes through it; each dtype has gradients and rates of its own."""
+
+    class Half(Flatten):
+        def forward(self, x):
+            return super().forward(x.astype(np.float32))
+
+        def backward(self, dy, cache):
+            return super().backward(dy, cache).astype(np.float64)
+
+    here, there = trainers(
+        lambda: Sequential(BatchNorm2d(2, dtype=np.float64), Half(), Linear(72, 3, rng=0))
+    )
+    both(here, there, (data(),))
+    assert_alike(here, there, 1e-5)
+    assert recorded(there)
 
 
 def test_float32(cupy):
@@ -66,6 +95,23 @@ def test_losses_without_classes(cupy, loss):
     assert_alike(here, there)
     assert recorded(there)
     assert math.isnan(there.history[-1]["train_accuracy"])
+
+
+@pytest.mark.parametrize(("smoothing", "fused"), [(None, True), (0.0, True), (0.1, False)])
+def test_smoothed_labels(cupy, monkeypatch, smoothing, fused):
+    """Cross-entropy in one kernel takes no smoothing; `minicnn train` binds one of 0 as well."""
+    calls = []
+    monkeypatch.setattr(
+        training, "labelled", lambda *args: calls.append(1) or softmax_cupy.labelled(*args)
+    )
+    forward, backward = LOSSES["cross_entropy"]
+    if smoothing is not None:
+        forward = partial(forward, label_smoothing=smoothing)
+    here, there = trainers(loss=(forward, backward))
+    both(here, there, (data(), data(30, 1)))
+    assert_alike(here, there)
+    assert recorded(there)
+    assert bool(calls) == fused
 
 
 def test_ignored_labels_count_nothing(cupy):
@@ -118,8 +164,6 @@ def test_what_changes_between_steps_is_noticed(cupy):
     steps(4)
     assert recorded(there)
     for trainer in (here, there):
-        trainer.loss = "mse", "mse"
-        trainer.loss = ops.cross_entropy_forward, ops.cross_entropy_backward
         trainer.model.layers[-1] = (
             to_gpu(Linear(7, 3, rng=9, **F64)) if trainer is there else (Linear(7, 3, rng=9, **F64))
         )
@@ -198,7 +242,7 @@ def test_a_checkpoint_amid_an_epoch_goes_on_alike(cupy, tmp_path):
 
 
 def poison_pixel(x, y):
-    x[100, 0, 0, 0] = np.nan
+    x[[10, 50, 100], 0, 0, 0] = np.nan  # in three batches: the first counts
 
 
 def poison_label(x, y):

@@ -321,3 +321,24 @@ def test_relu_of_many_numbers(version):
         dx = relu_backward(dy, cache)
     np.testing.assert_array_equal(y, np.where(x > 0, x, 0))
     np.testing.assert_array_equal(dx, np.where(x > 0, dy, 0))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "silu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_functions_of_vectors_on_many_numbers(name, dtype):
+    """As above, and a rest that fills no vector."""
+    x = 10 * normal(np.random.default_rng(0), 3 * 8192 + 5, dtype)
+    dy = normal(np.random.default_rng(1), x.shape, dtype)
+    (y, dx), (expected, wanted) = (run(name, v, x, dy=dy) for v in ("numba", "numpy"))
+    tolerance = 1e-6 if dtype == np.float32 else 1e-14
+    np.testing.assert_allclose(y, expected, rtol=tolerance)
+    np.testing.assert_allclose(dx, wanted, rtol=20 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("version", VERSIONS["tanh"])
+def test_tanh_is_odd_to_the_last_bit(version):
+    x = normal(np.random.default_rng(0), 1000, np.float32)
+    x[0] = 0.0
+    y, _ = run("tanh", version, x)
+    opposite, _ = run("tanh", version, -x)
+    np.testing.assert_array_equal(opposite.view(np.int32), (-y).view(np.int32))

@@ -9,12 +9,13 @@ from minicnn import use
 from minicnn.ops.avg_pool2d import VERSIONS, avg_pool2d_backward, avg_pool2d_forward
 from opchecks import (
     assert_adjoint,
+    assert_any_threads,
     assert_equals_reference,
     assert_equals_torch,
     assert_gradients,
     assert_layout_free,
 )
-from strategies import dtypes, layouts, normal, pool_cases, seeds
+from strategies import dtypes, layouts, normal, pool_cases, seeds, wide_pool_cases
 
 versions = pytest.mark.parametrize("version", VERSIONS)
 PAIR = avg_pool2d_forward, avg_pool2d_backward
@@ -178,3 +179,21 @@ def test_bad_upstream_gradient_is_named():
         avg_pool2d_backward(y[:, :, :1], cache)
     with pytest.raises(TypeError, match=r"dy: expected float64 like x, got float32"):
         avg_pool2d_backward(y.astype("f4"), cache)
+
+
+@given(case=wide_pool_cases(), seed=seeds, dtype=dtypes, divisor=divisors)
+def test_numba_takes_maps_wider_than_a_vector(case, seed, dtype, divisor):
+    x_shape, kwargs = case
+    results = []
+    for version in ("numpy", "numba"):
+        with use(version):
+            y, cache = avg_pool2d_forward(draw_x(seed, x_shape, dtype), **kwargs, **divisor)
+            dy = draw_x(seed, y.shape, dtype)
+            results.append((y, avg_pool2d_backward(dy, cache)))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_number_of_threads_changes_no_bit():
+    x = draw_x(0, (7, 5, 33, 35), np.float32)
+    assert_any_threads("numba", *PAIR, (x,), 0, kernel_size=3, stride=2, padding=1)

@@ -8,12 +8,21 @@ from hypothesis import strategies as st
 from minicnn import use
 from minicnn.ops.max_pool2d import VERSIONS, max_pool2d_backward, max_pool2d_forward
 from opchecks import (
+    assert_any_threads,
     assert_equals_reference,
     assert_equals_torch,
     assert_gradients,
     assert_layout_free,
 )
-from strategies import distinct, dtypes, layouts, normal, pool_cases, seeds
+from strategies import (
+    distinct,
+    dtypes,
+    layouts,
+    normal,
+    pool_cases,
+    seeds,
+    wide_pool_cases,
+)
 
 versions = pytest.mark.parametrize("version", VERSIONS)
 PAIR = max_pool2d_forward, max_pool2d_backward
@@ -255,3 +264,33 @@ def test_bad_upstream_gradient_is_named():
         max_pool2d_backward(y[:, :, :1], cache)
     with pytest.raises(TypeError, match=r"dy: expected float64 like x, got float32"):
         max_pool2d_backward(y.astype("f4"), cache)
+
+
+@given(case=wide_pool_cases(dilated=True), seed=seeds, dtype=dtypes)
+def test_numba_takes_maps_wider_than_a_vector(case, seed, dtype):
+    x_shape, kwargs = case
+    rng = np.random.default_rng(seed)
+    for x in (normal(rng, x_shape, dtype), ties(rng, x_shape, dtype)):
+        with use("numpy"):
+            expected, wanted = max_pool2d_forward(x, **kwargs)
+        with use("numba"):
+            y, cache = max_pool2d_forward(x, **kwargs)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(cache.winner, wanted.winner)
+
+
+def test_numba_counts_more_taps_than_fit_a_byte():
+    x = normal(np.random.default_rng(0), (1, 2, 17, 20))
+    x[0, 1] = -np.inf
+    for kernel in ((16, 16), (16, 17)):  # 256 taps, and more
+        with use("numpy"):
+            y, cache = max_pool2d_forward(x, kernel, stride=1)
+        with use("numba"):
+            same, other = max_pool2d_forward(x, kernel, stride=1)
+        np.testing.assert_array_equal(same, y)
+        np.testing.assert_array_equal(other.winner, cache.winner)
+
+
+def test_number_of_threads_changes_no_bit():
+    assert_any_threads("numba", *PAIR, (normal(np.random.default_rng(0), (7, 5, 33, 35), "f4"),), 0,
+                       kernel_size=3, stride=2, padding=1)  # fmt: skip

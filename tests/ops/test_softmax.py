@@ -10,6 +10,7 @@ from minicnn import use
 from minicnn.ops import softmax
 from minicnn.ops.softmax import VERSIONS
 from opchecks import (
+    assert_any_threads,
     assert_equals_reference,
     assert_equals_torch,
     assert_gradients,
@@ -177,3 +178,28 @@ def test_bad_upstream_gradient_is_named(op):
         backward(y[:1], cache)
     with pytest.raises(TypeError, match=rf"{op}_backward: dy: expected float64 like y"):
         backward(y.astype("f4"), cache)
+
+
+@pytest.mark.parametrize("op", VERSIONS)
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((3, 2500), 1), ((2, 150, 37), 1), ((2500, 3), 0), ((1, 4097, 2), -2)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numba_takes_long_rows_and_many_columns(op, shape, dim, dtype):
+    """Sums of several blocks, and vectors with a rest."""
+    x = 5 * normal(np.random.default_rng(0), shape, dtype)
+    x.flat[7] = -INF
+    dy, results = normal(np.random.default_rng(1), shape, dtype), []
+    for version in ("numpy", "numba"):
+        with use(version):
+            y, cache = pair(op)[0](x, dim=dim)
+            results.append((y, pair(op)[1](dy, cache)))
+    tolerance = 1e-4 if dtype == np.float32 else 1e-12
+    for a, b in zip(*results):
+        np.testing.assert_allclose(b, a, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("op", VERSIONS)
+@pytest.mark.parametrize("shape", [(300, 101), (3, 101, 99)])
+def test_number_of_threads_changes_no_bit(op, shape):
+    assert_any_threads("numba", *pair(op), (normal(np.random.default_rng(0), shape, "f4"),), 0)

@@ -93,6 +93,104 @@ def test_first_maximum_wins(dtype):
 
 
 @kernel()
+def _parts(a, n, out):
+    other = vector.splat(a[0])
+    vector.store_part(out, 1, n, vector.load_part(a, 2, n, vector.sub(other, other)))
+    return vector.horizontal_max(vector.load_part(a, 2, n, other))
+
+
+@both
+@pytest.mark.parametrize("n", [-3, 0, 1, 3, "all", "more"])
+def test_part_of_a_vector_and_nothing_beyond(n, dtype):
+    L = vector.lanes(dtype)
+    n = {"all": L, "more": L + 5}.get(n, n)
+    a = abs(draw(dtype, L + 8)) + 1
+    a[0] = 0.5  # fills the lanes beyond
+    out = np.full(L + 8, 7, dtype)
+    largest = _parts(a, n, out)
+    expected, lanes = np.full(L + 8, 7, dtype), max(0, min(n, L))
+    expected[1 : 1 + lanes] = a[2 : 2 + lanes]
+    np.testing.assert_array_equal(out, expected)
+    assert largest == max(a[2 : 2 + lanes], default=0.5)
+
+
+@both
+def test_largest_lane_or_nan(dtype):
+    L = vector.lanes(dtype)
+    out, a = np.empty(L + 8, dtype), draw(dtype, L + 8)
+    for place in range(L):
+        b = a.copy()
+        b[2 + place] = 99
+        assert _parts(b, L, out) == 99
+        b[2 + place] = np.nan
+        assert np.isnan(_parts(b, L, out))
+
+
+@kernel()
+def _zipped(a, out):
+    L = vector.lane_count(a)
+    x, y = vector.load(a, 0), vector.load(a, L)
+    even, odd = vector.halves(x, y)
+    first, second = vector.zip_halves(x, y)
+    for k, v in enumerate((even, odd, first, second)):
+        vector.store(out, k * L, v)
+
+
+@both
+def test_halves_and_back(dtype):
+    L = vector.lanes(dtype)
+    a, out = np.arange(2 * L, dtype=dtype), np.empty(4 * L, dtype)
+    _zipped(a, out)
+    np.testing.assert_array_equal(out[: 2 * L], np.concatenate([a[::2], a[1::2]]))
+    np.testing.assert_array_equal(out[2 * L :], a.reshape(2, L).T.ravel())
+
+
+@kernel()
+def _functions(which, x, y):
+    L = vector.lane_count(x)
+    for i in range(0, x.size, L):
+        v = vector.load(x, i)
+        if which == 0:
+            v = vector.exp(v)
+        elif which == 1:
+            v = vector.expm1(v)
+        elif which == 2:
+            v = vector.log(v)
+        elif which == 3:
+            v = vector.absolute(v)
+        elif which == 4:
+            v = vector.copysign(vector.constant(2, v), v)
+        else:
+            v = vector.sqrt(v)
+        vector.store(y, i, v)
+
+
+FUNCTIONS = np.exp, np.expm1, np.log, np.abs, lambda x: np.copysign(2, x), np.sqrt
+
+
+@both
+@pytest.mark.parametrize("which", range(6))
+def test_functions_are_within_two_units_in_the_last_place(which, dtype):
+    # Down to where e^x is 0 and up to where it is infinite, the subnormal numbers on the way.
+    low, high = (-110, 92) if dtype == np.float32 else (-760, 712)
+    special = [0, -0.0, np.inf, -np.inf, np.nan, 1e-30, -1e-30, 88.8, -104.2, 709.9, -745.2]
+    parts = np.linspace(low, high, 40_000), np.linspace(-2, 2, 40_000), special
+    x = np.resize(np.concatenate(parts).astype(dtype), 80_064)
+    y = np.empty_like(x)
+    _functions(which, x, y)
+    with np.errstate(all="ignore"):
+        exact = FUNCTIONS[which](x.astype(np.longdouble))
+        rounded = exact.astype(dtype)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(y[~finite], rounded[~finite])
+    unit = np.spacing(abs(rounded[finite])).astype(np.longdouble)
+    assert (abs(y[finite] - exact[finite]) <= 2 * unit).all()
+    if which in (3, 4):
+        np.testing.assert_array_equal(y, rounded)
+        np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(rounded[finite]))
+
+
+@kernel()
 def _offsets(table, a, out):
     rows = vector.offsets(table, 1, 3, ROWS)
     times = vector.multiples(1, 3, 10, ROWS)
