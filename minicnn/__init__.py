@@ -30,6 +30,7 @@ from minicnn.layers import (
     Softplus,
     Tanh,
 )
+from minicnn.ops.conv2d_cupy import use_tf32
 from minicnn.trace import trace
 from minicnn.train import Callback, Trainer, predict
 
@@ -75,4 +76,5 @@ __all__ = [
     "to_gpu",
     "trace",
     "use",
+    "use_tf32",
 ]

@@ -30,7 +30,6 @@ CASES = [
     ("linear", "float32", {**dict(linear_cupy.TILES["float32"][0].macros), **ALONG}),
     ("linear", "float64", {**dict(linear_cupy.TILES["float64"][0].macros), **ALONG}),
     ("conv2d", "float32", SMALL),
-    ("conv2d", "float32", {**LARGE, **THREE, **FORWARD}),
     ("conv2d", "float32", {**LARGE, **THREE, **WEIGHTS}),
     ("conv2d", "float64", DOUBLE),
     ("conv2d", "float32", {**TENSOR, **THREE, **FORWARD}),
@@ -51,7 +50,7 @@ def package(name):
 def test_compiles_without_spills(name, dtype, macros, arch):
     if reason := nvrtc.missing():
         pytest.skip(reason)
-    if arch == "sm_80" and (dtype == "float64" or "ONLY" in macros):
+    if arch == "sm_80" and (dtype == "float64" or (macros and macros is not SMALL)):
         pytest.skip("compiled for sm_90 only, to save time")
     exact = name == "optim"
     needs = nvrtc.compiled(
