@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False
 # (the compiled functions get their types from Numba)
-"""Pooling in Numba: each thread takes whole maps, and writes nothing outside them.
+"""Adaptive average pooling in Numba: each thread takes whole maps, and writes nothing outside them.
 
-Maps are (M, H, W) with M = N*C. Average and adaptive pooling are one pair of kernels: row i of y
-is a mean over the rows ``rows[i, 0]`` to ``rows[i, 1]`` of x, and columns alike.
+Maps are (M, H, W) with M = N*C. Row i of y is a mean over the rows ``rows[i, 0]`` to
+``rows[i, 1]`` of x, and columns alike. Pooling with a sliding window is in `window_numba`.
 """
 
 from __future__ import annotations
