@@ -116,6 +116,11 @@ def markdown(reports: Mapping[str, Any]) -> str:
             row.peer.removeprefix(PEER).strip(), f"{row.ratio:.2f}", share,
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "An op's time is that of its forward and backward pass. The share of the FMA peak counts a "
+        "direct convolution's operations: Winograd's needs fewer, and may pass 100 %.",
+    ]
     return "\n".join(lines)
 
 
@@ -144,8 +149,12 @@ def speed(reports: Mapping[str, Any], theme: str) -> Any:
             f"{row.ratio:.2f}", at, (-6 if left else 6, 0), textcoords="offset points",
             ha="right" if left else "left", va="center", fontsize=SMALL - 1, color=colours.ink,
         )  # fmt: skip
-        if y and row.family != listed[y - 1].family:
+        if not y or row.family != listed[y - 1].family:
             ax.axhline(y - 0.5, color=colours.faint, linewidth=0.8)
+            ax.annotate(
+                FAMILIES[row.family], (0.008, y), xycoords=("axes fraction", "data"),
+                va="center", fontsize=SMALL, fontstyle="italic", color=colours.ink,
+            )  # fmt: skip
     names = [f"{row.case}, {row.passes}" if row.passes else row.case for row in listed]
     ax.set_yticks(range(len(names)), names)
     ax.grid(visible=False, axis="y")
@@ -177,10 +186,11 @@ def roofline(reports: Mapping[str, Any], theme: str) -> Any:
     ridge = peak / copied
     ax.plot([low, ridge, high], [low * copied, peak, peak], color=colours.ink, linewidth=1.2)
     note = {"fontsize": SMALL, "color": colours.ink}
-    ax.annotate(f"{peak:.0f} GFLOP/s of fused multiply-adds", (high, peak), (-4, 4),
+    ax.annotate(f"{peak:.0f} GFLOP/s of fused multiply-adds", (ridge, peak), (0, 6),
                 textcoords="offset points", ha="right", **note)  # fmt: skip
-    ax.annotate(f"{copied:.0f} GB/s of a copy", (low, low * copied), (8, 14),
-                textcoords="offset points", **note)  # fmt: skip
+    middle = (low * ridge) ** 0.5
+    ax.annotate(f"{copied:.0f} GB/s of a copy", (middle, middle * copied), (-8, 4),
+                textcoords="offset points", ha="right", **note)  # fmt: skip
     for row, x in zip(listed, intensities):
         marker = MARKERS[row.family]
         theirs, ours = (row.flop / s / 1e9 for s in (row.peer_seconds, row.seconds))
@@ -229,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(markdown(reports))
     args.images.mkdir(parents=True, exist_ok=True)
     for name, draw in (("speed", speed), ("roofline", roofline)):
-        draw(reports, args.theme).savefig(args.images / f"{name}.png")
+        figure = draw(reports, args.theme)
+        figure.savefig(args.images / f"{name}.png", dpi=100, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":

@@ -62,9 +62,6 @@ def _version(name: str, a: Array) -> Callable[..., Any]:
     return pick(name, {"numpy": numpy, "numba": numba} if in_order else {"numpy": numpy}, a)
 
 
-_TOGETHER = {"numba": True, "numpy": False}
-
-
 class HasParams(Protocol):
     """Anything with parameters to train: a layer or a model."""
 
@@ -139,7 +136,8 @@ class Optimizer(ABC):
 
     def _together(self, params: Sequence[tuple[str, Array, Array]]) -> AbstractContextManager[None]:
         """Let one kernel update all parameters, where it is Numba that does."""
-        if params and pick("", _TOGETHER, params[0][1]):
+        by_numba: Mapping[str, Any] = {"numba": True, "numpy": False}
+        if params and pick("step", by_numba, params[0][1]):
             from minicnn import optim_numba
 
             return optim_numba.together()

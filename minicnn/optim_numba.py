@@ -273,7 +273,8 @@ class _Pieces:
         if not same:
             lines = []
             for row in rows:
-                size, step = row[0].size, row[0].itemsize
+                first: Any = row[0]
+                size, step = first.size, first.itemsize
                 starts = [0 if a is None else a.__array_interface__["data"][0] for a in row]
                 starts += [0] * (5 - len(starts))
                 for k in range(0, size, PIECE):
@@ -307,7 +308,7 @@ def together() -> Iterator[None]:
             _later = None
 
 
-def _update(update: Any, row: tuple[Array | None, ...], h: Any, *flags: bool) -> None:
+def _update(update: Any, row: tuple[Any, ...], h: Any, *flags: bool) -> None:
     if _later is not None:
         _later.append((update, row, h, flags))
     else:

@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "torch" in item.fixturenames:
             item.add_marker("torch")
-        if _on_gpu(item) and bridge.device()[0]:
+        # "_kernels": tests that launch kernels themselves
+        if (_on_gpu(item) or "_kernels" in item.fixturenames) and bridge.device()[0]:
             item.add_marker("gpu")
 
 

@@ -1,16 +1,12 @@
-"""Where the `cupy` versions run in tests: on a CUDA device, or else in the emulator.
+"""Where tests launch kernels: on a CUDA device, or else in the emulator, on NumPy arrays.
 
-A test with ``version == "cupy"`` has the same body as for the other versions and works on NumPy
-arrays. `on_device` puts the version between a copy to the device and a copy back.
+(Tests of whole ops and of training run version "cupy" through bridge.py instead.)
 """
 
-import sys
-from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from emulator import cuda as emulated
 from minicnn import backend
@@ -37,13 +33,6 @@ class Emulator:
     )
 
 
-def missing():
-    """Return why `cupy` versions cannot run here, or None."""
-    if device() is None and emulated.compiler() is None:
-        return "no CUDA device, and no C++ compiler (g++) for the emulator"
-    return None
-
-
 def _map(values, convert):
     if type(values) is tuple:
         return tuple(_map(v, convert) for v in values)
@@ -58,28 +47,8 @@ def _back(a):
     return a.get() if backend.is_cupy(a) else a
 
 
-def moved(function):
-    """Make a function of device arrays one of NumPy arrays."""
-    if device() is None:
-        return function
-
-    def run(*args, **kwargs):
-        return _map(function(*map(_there, args), **kwargs), _back)
-
-    return run
-
-
-def _pick(op, versions, x):
-    version = versions.get("cupy") or versions["numpy"]
-    if isinstance(version, backend.Version):
-        return backend.Version(*map(moved, version))
-    return moved(version)
-
-
 def use(monkeypatch):
-    """Let kernels run on a device or in the emulator for the rest of the test, or skip it."""
-    if reason := missing():
-        pytest.skip(reason)
+    """Let kernels run on a device or in the emulator for the rest of the test."""
     if device() is None:
         monkeypatch.setattr(cuda, "runtime", lambda: Emulator)
 
@@ -92,18 +61,3 @@ def there(a):
 def back(a):
     """Return an array, or a tuple of them, as NumPy's."""
     return _map(a, _back)
-
-
-@contextmanager
-def on_device(monkeypatch):
-    """Let ops called with NumPy arrays run their `cupy` versions."""
-    use(monkeypatch)
-    original = backend.pick
-
-    def pick(op, versions, x):
-        return (_pick if backend.chosen() == "cupy" else original)(op, versions, x)
-
-    for name, module in list(sys.modules.items()):
-        if name.startswith("minicnn") and getattr(module, "pick", None) is original:
-            monkeypatch.setattr(module, "pick", pick)
-    yield

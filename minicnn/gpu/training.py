@@ -66,11 +66,8 @@ class _Step:
         plan.accumulate(gradient)
 
         grads = [g for _, _, g in params]
-        if len(steps.flat) == 1:  # in one kernel
-            ((dtype, flat),) = steps.flat.items()
-            finish_step(flat, loss.astype(dtype), samples, hits, steps.rates[dtype], tally)
-        else:
-            self._count(loss, samples, hits)
+        ((dtype, flat),) = steps.flat.items()
+        finish_step(flat, loss.astype(dtype, copy=False), samples, hits, steps.rates[dtype], tally)
         if trainer.clip_norm is not None:
             grads = _clipped(grads, trainer.clip_norm)
         if not steps.moves:
@@ -88,22 +85,6 @@ class _Step:
         loss, cache = forward(outputs, y)
         numbers = (xp.asarray(n, dtype=np.int64) for n in (counted(y), correct(outputs, y)))
         return loss, backward(xp.ones_like(loss), cache), *numbers
-
-    def _count(self, loss: Array, samples: Array, hits: Array) -> None:
-        """Do as `finish_step` does, for gradients of several dtypes."""
-        steps, tally, xp = self._steps, self._steps.tally, array_module(loss)
-        finite = xp.isfinite(loss)
-        for flat in steps.flat.values():
-            finite = finite & xp.isfinite(flat).all()
-        tally[BAD] = xp.where(finite | (tally[BAD] >= 0), tally[BAD], tally[STEPS])
-        good, loss = tally[BAD] < 0, loss.astype(np.float64)
-        for rates in steps.rates.values():
-            rates[0] = good
-        tally[CORRECT] += xp.where(good, hits, 0)
-        tally[SAMPLES] += xp.where(good, samples, 0)
-        tally[LOSS] += xp.where(good, loss * samples, 0)
-        tally[LAST] = loss
-        tally[STEPS] += 1
 
 
 def _clipped(grads: list[Array], max_norm: float) -> list[Array]:
@@ -243,6 +224,8 @@ class GpuSteps:
             self.why = f"{type(optimizer).__name__} has no recorded update"
         elif not all(map(is_cupy, arrays)):
             self.why = "the model is not on the GPU"
+        elif len({p.dtype for _, p, _ in params}) != 1:
+            self.why = "there are parameters of several dtypes, or none"
         else:
             self._flatten()
         self._arrays = [a for _, p, g in trainer.model.named_params() for a in (p, g)]

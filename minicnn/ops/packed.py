@@ -93,7 +93,8 @@ def _table(context: Any, builder: Any, ty: Any, start: Any, number: Any, axes: i
     """Make an array of what lies in memory at `start`; nobody counts references to it."""
     shape = [number() for _ in range(axes)]
     size = context.get_abi_sizeof(context.get_data_type(ty.dtype))
-    strides, step = [], ir.Constant(_I64, size)
+    strides: list[Any] = []
+    step = ir.Constant(_I64, size)
     for length in reversed(shape):
         strides.insert(0, step)
         step = builder.mul(step, length)

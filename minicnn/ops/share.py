@@ -1,3 +1,5 @@
+# mypy: disallow-untyped-defs=False
+# (intrinsics get their types from Numba)
 """Work shared out among threads: whoever is free takes the next item.
 
 A fixed share for each thread would leave all waiting for the one whose core does something else

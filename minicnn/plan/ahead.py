@@ -31,12 +31,12 @@ _started = False  # one helper a process: later plans find most kernels in place
 @contextmanager
 def helped(stages: Sequence[Stage], x: Maps) -> Iterator[None]:
     """Start the helper when a kernel is missing inside the block."""
-    from minicnn.ops import jit
+    from minicnn.ops.compiler import when_missing
 
     if _started:
         yield
         return
-    with jit.when_missing(lambda: _start(stages, x)):
+    with when_missing(lambda: _start(stages, x)):
         yield
 
 

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 SHIM = Path(__file__).with_name("cuda_shim.h")
 FLAGS = ("-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
@@ -75,6 +76,8 @@ def build(code, options=()):
 
 
 def _compile(arguments, text):
+    if compiler() is None:
+        pytest.skip("no C++ compiler (g++), which the emulator of CUDA kernels needs")
     command = [compiler(), *FLAGS, *arguments, "-"]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
@@ -226,6 +229,8 @@ class Function:
         message = launch.message.decode()
         if code == 1:
             return f"{self.name}: divergent barrier: {message}"
+        if code == 3:
+            return f"{self.name}: {message}: asynchronous copies that are never waited for"
         address = launch.where[0]
         if launch.where[1] <= address < launch.where[2]:
             return f"{self.name}: {message}: outside the dynamic shared memory"

@@ -51,7 +51,7 @@ extern "C" char __stop_emu_shared[] __attribute__((weak, visibility("hidden")));
 
 namespace emu {
 
-enum { STACK = 1 << 17, MOST_THREADS = 1024 };
+enum { STACK = 1 << 17, MOST_THREADS = 1024, MOST_COPIES = 256 };
 enum State { READY, AT_BLOCK, AT_WARP, DONE };
 enum Code { FINE, DIVERGED, FAULT, OVERRUN };
 
@@ -68,7 +68,7 @@ struct Fiber {
   dim3 index;
   int group;  // of the asynchronous copies it issues
   int copies;
-  Copy copy[256];
+  Copy copy[MOST_COPIES];
 #ifdef __x86_64__
   void *sp;
 #else
@@ -221,7 +221,7 @@ static void clear_shared() {
 
 static void on_fault(int, siginfo_t *info, void *) {
   launch_->where[0] = (int64_t)info->si_addr;
-  siglongjmp(recover, 1);
+  siglongjmp(recover, FAULT);
 }
 
 static char *pages(size_t bytes) {
@@ -254,8 +254,8 @@ static Code run(Launch *launch, void (*f)(void *), void *argument) {
   action.sa_sigaction = on_fault, action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   sigaction(SIGSEGV, &action, &old_segv), sigaction(SIGBUS, &action, &old_bus);
   volatile Code code = FINE;
-  if (sigsetjmp(recover, 1)) {
-    code = FAULT;
+  if (const int why = sigsetjmp(recover, 1)) {
+    code = (Code)why;
     launch->where[1] = (int64_t)mapped, launch->where[2] = (int64_t)(mapped + room + PAGE);
     snprintf(launch->message, sizeof launch->message, "block (%u, %u, %u) thread (%u, %u, %u)",
              blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
@@ -347,8 +347,8 @@ static inline double min(double a, double b) { return fmin(a, b); }
 
 // An asynchronous copy lands when its group is waited for, and not before.
 static inline void copy_async(void *to, const void *from, int size, bool valid) {
+  if (emu::current->copies == emu::MOST_COPIES) siglongjmp(emu::recover, emu::OVERRUN);
   emu::Copy &c = emu::current->copy[emu::current->copies++];
-  if (emu::current->copies > 256) abort();
   c.to = to, c.size = size, c.group = emu::current->group;
   if (valid) memcpy(c.bytes, from, size);
   else memset(c.bytes, 0, size);

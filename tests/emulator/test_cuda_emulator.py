@@ -72,6 +72,10 @@ extern "C" __global__ void pipeline(const float *x, float *y) {
   __syncthreads();
   y[64 + threadIdx.x] = part[1][threadIdx.x];
 }
+extern "C" __global__ void never_waits(const float *x) {
+  __shared__ float part[1];
+  for (int i = 0; i < 1000; i++) copy_async(part, x, 4, true);
+}
 """
 
 
@@ -165,6 +169,11 @@ def test_an_asynchronous_copy_lands_when_waited_for(kernel):
     np.testing.assert_array_equal(y[:32], x[31::-1])
     assert np.isnan(y[32:64]).all()
     np.testing.assert_array_equal(y[64:], [*range(32, 62), 0, 0])
+
+
+def test_copies_that_are_never_waited_for(kernel):
+    with pytest.raises(cuda.CudaError, match="never waited for"):
+        kernel("never_waits")((1,), (1,), (np.zeros(1, "f4"),))
 
 
 X = np.zeros(4, "f4")

@@ -66,6 +66,12 @@ def guarding(at_end: bool) -> Iterator[None]:
         with buffers(dtype):
             yield [guarded(size, dtype, at_end) for size in sizes]
 
+    def lend_rows(dtype: Any, sizes: Any) -> list[np.ndarray]:
+        return [
+            guarded((rows, size), other[0] if other else dtype, at_end)
+            for rows, size, *other in sizes
+        ]
+
     def make(self: Any, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         # A kept buffer is zero at first, and holds anything in later steps.
         view = self._views[name, shape, dtype] = guarded(shape, dtype, at_end)
@@ -78,6 +84,8 @@ def guarding(at_end: bool) -> Iterator[None]:
         (np, "empty_like", lambda a, dtype=None, **_: new(a.shape, dtype or a.dtype)),
         (np, "zeros_like", lambda a, dtype=None, **_: cleared(a.shape, dtype or a.dtype)),
         *((module, "buffers", lend) for module in borrowers),
+        (jit, "_lend_rows", lend_rows),
+        (jit, "_arena", empty(0, np.uint8)),  # another one: what was lent before is given up
         (Buffers, "_make", make),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
@@ -105,8 +113,23 @@ def op_cases(few: bool) -> Iterator[tuple[str, list[Any], dict[str, Any]]]:
                 ((1, 1, 1, 1), (2, 3, 7, 5), (3, 17, 6, 9), (2, 32, 8, 8))]  # fmt: skip
         for x in maps[1:3] if few else maps:
             C = x.shape[1]
-            for name in ("relu", "leaky_relu", "elu", "gelu", "softplus"):
+            for name in (
+                "relu",
+                "leaky_relu",
+                "elu",
+                "gelu",
+                "softplus",
+                "sigmoid",
+                "tanh",
+                "silu",
+            ):
                 yield name, [x], {}
+            rows = x.reshape(len(x), -1)
+            yield "softmax", [rows], {}
+            yield "log_softmax", [rows], {}
+            if x.shape[2] > 2:
+                yield "max_pool2d", [x], {"kernel_size": 3, "stride": 2, "padding": 1}
+                yield "avg_pool2d", [x], {"kernel_size": 2}
             yield "dropout", [x], {"rng": 0}
             yield "batch_norm", [np.concatenate([x, x + 1]), *draw(rng, 2, C, dtype=dtype)], {}
             yield "layer_norm", [x], {"normalized_shape": x.shape[2:]}

@@ -1,11 +1,11 @@
-"""Compiling and running kernels: the cache may fail, threads may meet."""
+"""Running kernels: scratch memory, calls made once, threads that meet."""
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -15,78 +15,50 @@ numba = pytest.importorskip("numba", reason="Numba is not installed")
 from minicnn.ops import jit  # noqa: E402  (needs Numba)
 
 
-def double(x):
-    return 2 * x
+def record(x, scale, out, rows, tail):
+    out[0] = scale * x.sum()
+    out[1], out[2] = rows.shape[0], rows.shape[1]
+    rows[:] = 1
+    tail[:] = 7
 
 
-@pytest.fixture
-def fresh_warning(monkeypatch):
-    monkeypatch.setattr(jit, "_warned", False)
+def test_a_call_keeps_its_arguments_and_gets_scratch_memory_anew():
+    out = np.zeros(3)
+    x = np.arange(4.0)
+    call = jit.Call(record, (jit.flat(x), 2.0, out), np.float64, [(3, 5), (1, 9, np.int32)])
+    call()
+    assert out.tolist() == [12, 3, 8]  # rows of five numbers, rounded up to a cache line
+    x[0] = 10
+    call()
+    assert out[0] == 32
+    with jit.buffers(np.float64, 1 << 16):  # the memory grows, and lies elsewhere
+        pass
+    call.on(np.ones(4))()
+    assert out.tolist() == [8, 3, 8]
 
 
-@pytest.fixture
-def cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    return tmp_path
+def test_a_call_does_first_what_it_is_told():
+    order = []
+    call = jit.Call(lambda: order.append("kernel"), (), before=lambda: order.append("before"))
+    call()
+    assert order == ["before", "kernel"]
 
 
-def test_compiled_code_is_kept_and_found(cache_folder, fresh_warning):
-    assert jit.kernel()(double).alone()(21) == 42
-    assert list(cache_folder.rglob("*.nbi"))
-    again = jit.kernel()(double).alone()
-    assert again(21) == 42
-    assert sum(again.stats.cache_hits.values()) == 1
-
-
-def test_a_changed_vector_layer_is_compiled_anew(cache_folder, monkeypatch, fresh_warning):
-    assert jit.kernel()(double).alone()(21) == 42
-    monkeypatch.setattr(jit, "_FINGERPRINT", "another source")
-    again = jit.kernel()(double).alone()
-    assert again(21) == 42
-    assert not again.stats.cache_hits
-
-
-def test_no_place_for_a_cache_gives_one_warning(monkeypatch, fresh_warning):
-    def nowhere(*args):
-        raise RuntimeError("cannot cache function: no locator available")
-
-    monkeypatch.setattr(jit._Cache, "__init__", nowhere)
-    with pytest.warns(RuntimeWarning, match="cache fails: .*NUMBA_CACHE_DIR"):
-        first = jit.kernel()(double).alone()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        second = jit.kernel()(double).alone()
-    assert (first(1), second(2.5)) == (2, 5.0)
-
-
-def test_a_cache_that_cannot_be_written_gives_one_warning(monkeypatch, cache_folder, fresh_warning):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    function = jit.kernel()(double).alone()
-    monkeypatch.setattr(jit.FunctionCache, "save_overload", full)
-    with pytest.warns(RuntimeWarning, match="No space left"):
-        assert function(21) == 42
-
-
-def test_a_damaged_cache_is_passed_over(cache_folder, fresh_warning):
-    assert jit.kernel()(double).alone()(21) == 42
-    for index in cache_folder.rglob("*.nbi"):
-        index.write_bytes(index.read_bytes()[:-9])
-    with pytest.warns(RuntimeWarning, match="cache fails"):
-        assert jit.kernel()(double).alone()(21) == 42
-
-
-def test_a_cache_whose_files_were_mixed_up_is_passed_over(cache_folder, fresh_warning):
-    """Two processes that fill it at once may do that; Numba would run the wrong code."""
-    first = jit.kernel()(double).alone()
-    assert (first(21), first(2.5)) == (42, 5.0)
-    one, other = cache_folder.rglob("*.nbc")
-    contents = one.read_bytes(), other.read_bytes()
-    other.write_bytes(contents[0])
-    one.write_bytes(contents[1])
-    for value in (21, 2.5):
-        assert jit.kernel()(double).alone()(value) == 2 * value
+def test_rows_of_scratch_memory_share_no_cache_line():
+    seen = []
+    sizes = [(2, 3), (4, 1, np.uint8), (1, 0), (2, 16, np.float32)]
+    jit.Call(lambda *arrays: seen.extend(arrays), (), np.float64, sizes)()
+    lines = []
+    for a, (rows, size, *dtype) in zip(seen, sizes):
+        assert a.shape[0] == rows
+        assert a.shape[1] >= size
+        assert a.dtype == (dtype[0] if dtype else np.float64)
+        for row in a:
+            if row.size:
+                assert row.ctypes.data % jit.ALIGN == 0
+                lines.append((row.ctypes.data, row.ctypes.data + row.nbytes))
+    lines.sort()
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(lines))
 
 
 def test_buffers_are_aligned_disjoint_and_kept():
