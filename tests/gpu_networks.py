@@ -45,20 +45,6 @@ def dense(dtype=np.float64):
     )
 
 
-class Half(Flatten):
-    """Casts what passes through it to float32, and gradients back."""
-
-    def forward(self, x):
-        return super().forward(x.astype(np.float32))
-
-    def backward(self, dy, cache):
-        return super().backward(dy, cache).astype(np.float64)
-
-
-def two_dtypes():
-    return Sequential(BatchNorm2d(2, **F64), Half(), Linear(72, 3, rng=0))
-
-
 def norms():
     return Sequential(
         GroupNorm(2, 2, **F64), Flatten(), LayerNorm(72, **F64), Linear(72, 3, rng=0, **F64)

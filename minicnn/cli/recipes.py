@@ -40,7 +40,7 @@ class Recipe(NamedTuple):
 FOLDER = "a folder"
 RECIPES = {
     "digits": Recipe(epochs=12, augment="digits", invert="auto", crop="auto"),
-    "mnist": Recipe(batch_size=128, invert="auto", crop="auto"),
+    "mnist": Recipe(batch_size=128, lr=5e-3, invert="auto", crop="auto"),
     "fashion-mnist": Recipe(invert="auto"),
     FOLDER: Recipe(channels=3),
 }

@@ -378,33 +378,33 @@ def test_label_smoothing_reaches_the_loss(begin):
     assert soft == pytest.approx(0.75 * hard + 0.25 * (hard + 4))
 
 
-@pytest.mark.parametrize("augment", ["none", "shift=1"])
-def test_training_on_the_gpu_equals_the_cpu(cupy, cli, tmp_path, no_pictures, augment):
-    for device in ("cpu", "cuda", "auto"):
+@pytest.mark.parametrize(("augment", "device"), [("none", "auto"), ("shift=1", "cuda")])
+def test_training_on_the_gpu_equals_the_cpu(cupy, cli, tmp_path, no_pictures, augment, device):
+    for place, shown in (("cpu", "cpu"), (device, "cuda")):
         status, out, _ = cli(
-            *("train", "--epochs", 2, "--augment", augment, "--device", device, "--out", device)
+            *("train", "--epochs", 1, "--augment", augment, "--device", place, "--out", shown)
         )
         assert status == 0
-        assert f"device     {'cpu' if device == 'cpu' else 'cuda'}" in out
-    here, there, auto = ([*read_history(tmp_path / d)] for d in ("cpu", "cuda", "auto"))
-    for a, b, c in zip(here, there, auto, strict=True):
+        assert f"device     {shown}" in out
+    here, there = ([*read_history(tmp_path / name)] for name in ("cpu", "cuda"))
+    for a, b in zip(here, there, strict=True):
         for name in a.keys() - {"seconds"}:
             assert b[name] == pytest.approx(a[name], rel=1e-3), name
-            assert c[name] == b[name]
 
 
 def test_a_run_on_the_gpu_goes_on_there(cupy, cli, tmp_path, monkeypatch, no_pictures):
-    assert cli("train", "--epochs", 3, "--device", "cuda", "--out", "whole")[0] == 0
+    options = "train", "--epochs", 1, "--checkpoint-every", 2, "--device", "cuda"
+    assert cli(*options, "--out", "whole")[0] == 0
     step = GpuSteps.step
 
     def fail(self, x, y, position, again):
-        if position.epoch == 1 and position.batch == 3:
+        if position.batch == 5:
             raise OSError("the power went")
         return step(self, x, y, position, again)
 
     with monkeypatch.context() as m:
         m.setattr(GpuSteps, "step", fail)
-        assert cli("train", "--epochs", 3, "--device", "cuda", "--out", "cut")[0] == 1
+        assert cli(*options, "--out", "cut")[0] == 1
     assert cli("train", "--resume", "cut")[0] == 0
     whole, cut = ([*read_history(tmp_path / name)] for name in ("whole", "cut"))
     for a, b in zip(whole, cut, strict=True):
