@@ -146,8 +146,7 @@ class _Library(JITCodeLibrary):
 
     def _optimize_final_module(self) -> None:
         if not self._is_part():
-            passes, builder = self._codegen._module_pass_manager()
-            passes.run(self._final_module, builder)
+            super()._optimize_final_module()
 
     def _finalize_final_module(self) -> None:
         if not self._is_part():
