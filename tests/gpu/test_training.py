@@ -63,9 +63,6 @@ def test_networks(cupy, make):
 
 def test_parameters_of_two_dtypes(cupy):
     """A layer may cast what passes through it: such steps run one op after the other."""
-<<<<<<< HEAD
-    here, there = trainers(two_dtypes)
-=======
 
     class Half(Flatten):
         def forward(self, x):
@@ -77,7 +74,6 @@ def test_parameters_of_two_dtypes(cupy):
     here, there = trainers(
         lambda: Sequential(BatchNorm2d(2, dtype=np.float64), Half(), Linear(72, 3, rng=0))
     )
->>>>>>> gpurun-s9
     both(here, there, (data(),))
     assert_alike(here, there, 1e-5)
     assert "parameters of several dtypes" in str(there.plan())
@@ -273,19 +269,11 @@ def smoothed():
     ],
 )
 def test_a_bad_batch_stops_training_where_it_came(
-<<<<<<< HEAD
-    cupy, monkeypatch, poison, error, message, make, tolerance, epoch, read_every, loss
-):
-    """However late the host reads, model and position are as the bad step found them."""
-    monkeypatch.setattr(training, "READ_EVERY", read_every)
-    here, there = trainers(make, schedule=CosineLR(0.05, 60), loss=loss)
-=======
     cupy, monkeypatch, poison, error, message, epoch, read_every, loss
 ):
     """However late the host reads, model and position are as the bad step found them."""
     monkeypatch.setattr(training, "READ_EVERY", read_every)
     here, there = trainers(schedule=CosineLR(0.05, 60), loss=loss)
->>>>>>> gpurun-s9
     x, y = data(128)
     both(here, there, ((x, y),), epochs=epoch)
     poison(x, y)
