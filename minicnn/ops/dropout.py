@@ -92,7 +92,7 @@ def _masked_cupy(a: Array, mask: Array) -> Array:
 
 # ---------------------------------------------------------------- versions, public pair
 
-# What is kept (bool) is drawn before, so that all versions share it; forward returns y and the mask.
+# What is kept (bool) is drawn before, so that all versions share it; forward returns y and mask.
 VERSIONS = {
     "reference": Version(_forward_reference, _masked_reference),
     "numpy": Version(_forward_numpy, _masked_numpy),
