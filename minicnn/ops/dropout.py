@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicnn.backend import Array, Version, array_module, as_arrays, from_host, pick
+from minicnn.ops import cuda
 from minicnn.shapes import check_shape, integer, number
 
 
@@ -33,6 +34,13 @@ class DropoutCache(NamedTuple):
 # ---------------------------------------------------------------- reference
 
 
+def _forward_reference(x: Array, keep: Array, scale: float) -> tuple[Array, Array]:
+    mask = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        mask[index] = scale if keep[index] else 0.0
+    return _masked_reference(x, mask), mask
+
+
 def _masked_reference(a: Array, mask: Array) -> Array:
     out = np.zeros_like(a)
     for index in np.ndindex(a.shape):
@@ -40,7 +48,12 @@ def _masked_reference(a: Array, mask: Array) -> Array:
     return out
 
 
-# ---------------------------------------------------------------- numpy (CuPy runs it too)
+# ---------------------------------------------------------------- numpy
+
+
+def _forward_numpy(x: Array, keep: Array, scale: float) -> tuple[Array, Array]:
+    mask = keep * x.dtype.type(scale)
+    return x * mask, mask
 
 
 def _masked_numpy(a: Array, mask: Array) -> Array:
@@ -50,19 +63,41 @@ def _masked_numpy(a: Array, mask: Array) -> Array:
 # ---------------------------------------------------------------- numba (see elementwise_numba.py)
 
 
+def _forward_numba(x: Array, keep: Array, scale: float) -> tuple[Array, Array]:
+    mask = keep * x.dtype.type(scale)
+    return _masked_numba(x, mask), mask
+
+
 def _masked_numba(a: Array, mask: Array) -> Array:
     from minicnn.ops import elementwise_numba  # imports Numba: only when asked for
 
     return elementwise_numba.map_two("product", a, mask)
 
 
+# ---------------------------------------------------------------- cupy (see elementwise.cu)
+
+
+def _forward_cupy(x: Array, keep: Array, scale: float) -> tuple[Array, Array]:
+    xp = array_module(x)
+    y, mask = xp.empty_like(x), xp.empty_like(x)
+    cuda.each("elementwise", "dropout_forward", y, x, keep, y, mask, scale)
+    return y, mask
+
+
+def _masked_cupy(a: Array, mask: Array) -> Array:
+    out = array_module(a).empty_like(a)
+    cuda.each("elementwise", "dropout_backward", out, a, mask, out)
+    return out
+
+
 # ---------------------------------------------------------------- versions, public pair
 
-# Forward and backward are the same map. The mask is drawn before, so that all versions share it.
+# What is kept (bool) is drawn before, so that all versions share it; forward returns y and mask.
 VERSIONS = {
-    "reference": Version(_masked_reference, _masked_reference),
-    "numpy": Version(_masked_numpy, _masked_numpy),
-    "numba": Version(_masked_numba, _masked_numba),
+    "reference": Version(_forward_reference, _masked_reference),
+    "numpy": Version(_forward_numpy, _masked_numpy),
+    "numba": Version(_forward_numba, _masked_numba),
+    "cupy": Version(_forward_cupy, _masked_cupy),
 }
 
 
@@ -113,8 +148,10 @@ def dropout_forward(
     p = number("dropout", "p", p, ge=0, le=1)
     if not training or p == 0:
         return x.copy(), DropoutCache(None, x.shape)
-    mask = _draw(x, p, rng)
-    return pick("dropout", VERSIONS, x).forward(x, mask), DropoutCache(mask, x.shape)
+    keep = _draw(x, p, rng)
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    y, mask = pick("dropout", VERSIONS, x).forward(x, keep, scale)
+    return y, DropoutCache(mask, x.shape)
 
 
 def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
@@ -142,14 +179,12 @@ def dropout_backward(dy: Array, cache: DropoutCache) -> Array:
 
 
 def _draw(x: Array, p: float, rng: Any) -> Array:
-    xp = array_module(x)
     if p == 1:
-        return xp.zeros_like(x)
+        return array_module(x).zeros(x.shape, np.bool_)
     if rng is None:
         raise TypeError(
             "dropout: rng: expected a numpy.random.Generator or a seed in training, got None "
             "(fix: pass a Generator, rng=numpy.random.default_rng(0))"
         )
     seed = rng if isinstance(rng, np.random.Generator) else integer("dropout", "rng", rng, 0)
-    keep = from_host(x, lambda: np.random.default_rng(seed).random(x.shape, np.float32) >= p)
-    return keep * x.dtype.type(1 / (1 - p))
+    return from_host(x, lambda: np.random.default_rng(seed).random(x.shape, np.float32) >= p)

@@ -1,4 +1,4 @@
-// Activations, one number at a time: the formulas of activations.py's reference.
+// One number at a time: activations, by the formulas of activations.py's reference, and dropout.
 
 __device__ __forceinline__ REAL sigmoid(REAL x) { return 1 / (1 + exp(-x)); }  // 1 / inf is 0
 __device__ __forceinline__ REAL softplus(REAL x) { return (x > 0 ? x : REAL(0)) + log1p(exp(-fabs(x))); }
@@ -36,3 +36,17 @@ FORMULA(gelu, x * below(x), dy * (below(x) + x * bell(x)))
 FORMULA(gelu_tanh, x * sigmoid(u(x)), dy * sigmoid(u(x)) * (1 + x * sigmoid(-u(x)) * du(x)))
 FORMULA(silu, x * sigmoid(x), dy * sigmoid(x) * (1 + x * sigmoid(-x)))
 FORMULA(softplus, a * x > b ? x : softplus(a * x) / a, a * x > b ? dy : dy * sigmoid(a * x))
+
+// Dropped is what `keep` has false for; NaN and infinity times 0 stay NaN, as on the CPU.
+extern "C" __global__ void dropout_forward(long long n, const REAL *x, const bool *keep, REAL *y,
+                                           REAL *mask, REAL scale) {
+  const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const REAL factor = keep[i] ? scale : REAL(0);
+  y[i] = x[i] * factor;
+  mask[i] = factor;
+}
+extern "C" __global__ void dropout_backward(long long n, const REAL *dy, const REAL *mask, REAL *dx) {
+  const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) dx[i] = dy[i] * mask[i];
+}

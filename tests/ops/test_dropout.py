@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicnn import use
-from minicnn.ops.dropout import VERSIONS, dropout_backward, dropout_forward
+from emulator.cuda import Function
+from minicnn import to_cpu, to_gpu, use
+from minicnn.ops.dropout import VERSIONS, DropoutCache, dropout_backward, dropout_forward
 from opchecks import (
     assert_adjoint,
     assert_equals_reference,
@@ -101,6 +102,20 @@ def test_every_version_draws_the_same_mask(version):
     np.testing.assert_array_equal(y, dropout_forward(x, p=0.3, rng=np.random.default_rng(3))[0])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_launch_a_pass_with_the_masks_of_the_cpu(cupy, imitated, monkeypatch, dtype):
+    x = draw_x(0, (3, 5, 7), dtype)
+    expected, _ = dropout_forward(x, 0.3, rng=np.random.default_rng(3))
+    there = to_gpu(x)
+    monkeypatch.setattr(Function, "launches", 0)
+    with monkeypatch.context() as m:
+        m.setattr(cupy.ndarray, "__mul__", None)  # the kernels do all of it
+        y, cache = dropout_forward(there, 0.3, rng=np.random.default_rng(3))
+        dx = dropout_backward(there, cache)
+    assert Function.launches == 2
+    assert to_cpu(y).tobytes() == to_cpu(dx).tobytes() == expected.tobytes()
+
+
 @versions
 @pytest.mark.parametrize("kwargs", [{"p": 0}, {"p": 0.0}, {"training": False}])
 def test_p_0_and_evaluation_leave_x_alone_and_draw_nothing(version, kwargs):
@@ -160,11 +175,14 @@ def test_equals_pytorch_given_its_mask(torch, version, p):
         mask = dropout(ones, p)
         torch.manual_seed(0)
         expected = dropout(x, p)
-    y = VERSIONS[version].forward(x.numpy(), mask.numpy())
-    np.testing.assert_allclose(y, expected.numpy(), rtol=1e-15)
-    _, cache = dropout_forward(x.numpy(), p, rng=0)
+    with use(version):
+        y, cache = dropout_forward(x.numpy(), p, rng=0)
+        given = DropoutCache(mask.numpy(), x.shape)
+        masked = dropout_backward(x.numpy(), given)  # forward and backward are the same map
+    np.testing.assert_allclose(masked, expected.numpy(), rtol=1e-15)
     if p:
         assert set(np.unique(cache.mask)) == set(np.unique(mask.numpy()))
+        np.testing.assert_array_equal(y, x.numpy() * cache.mask)
 
 
 X = np.zeros((2, 3))
