@@ -285,6 +285,11 @@ def _sent(cupy: ModuleType) -> Callable[[Array], Array]:
     return convert
 
 
+def as_numpy(a: Any) -> np.ndarray:
+    """Return a number, a list or an array, wherever it is, as a NumPy array."""
+    return to_cpu(a) if is_cupy(a) else np.asarray(a)
+
+
 def _move(op: str, obj: Any, convert: Callable[[Array], Array]) -> Any:
     if hasattr(obj, "map_arrays"):
         obj.map_arrays(convert)

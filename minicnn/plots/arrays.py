@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from minicnn.backend import Array, to_cpu
+from minicnn.backend import Array, as_numpy
 from minicnn.plots.theme import SMALL, Axes, Figure, choose, diverging, empty_figure, frame
 
 MAX_SIDE = 40  # rows or columns; more would be too small to read
@@ -77,7 +77,7 @@ def plot_arrays(
 
 
 def _matrix(op: str, name: str, a: Array) -> np.ndarray:
-    a = np.asarray(to_cpu(a), np.float64)
+    a = np.asarray(as_numpy(a), np.float64)
     while a.ndim > 2 and len(a) == 1:
         a = a[0]
     if a.ndim > 2:

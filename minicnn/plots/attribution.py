@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, to_cpu
+from minicnn.backend import Array, as_numpy
 from minicnn.layers import Conv2d, Layer, ReLU, Sequential
 from minicnn.ops import softmax_forward
 from minicnn.shapes import check_ndim, integer
@@ -55,7 +55,7 @@ def saliency(model: Layer, x: Array, target: Any = None) -> np.ndarray:
     with undisturbed(model):
         scores, caches = model.forward(x)
         dx = model.backward(_one_hot("saliency", scores, target), caches)
-    return np.abs(to_cpu(dx)).max(axis=1)
+    return np.abs(as_numpy(dx)).max(axis=1)
 
 
 def grad_cam(model: Sequential, x: Array, target: Any = None, layer: int | None = None) -> Array:
@@ -97,7 +97,7 @@ def grad_cam(model: Sequential, x: Array, target: Any = None, layer: int | None 
         scores, caches = tail.forward(maps)
         dmaps = tail.backward(_one_hot("grad_cam", scores, target), caches)
     weights = dmaps.mean(axis=(2, 3), keepdims=True)  # (N, C, 1, 1)
-    return np.maximum(to_cpu((weights * maps).sum(axis=1)), 0)  # (N, h, w)
+    return np.maximum(as_numpy((weights * maps).sum(axis=1)), 0)  # (N, h, w)
 
 
 def occlusion(
@@ -128,7 +128,7 @@ def occlusion(
     )
     N, _, H, W = x.shape
     scores = model(x)
-    hot = np.asarray(to_cpu(_one_hot("occlusion", scores, target)))
+    hot = np.asarray(as_numpy(_one_hot("occlusion", scores, target)))
     before = (_probabilities(scores) * hot).sum(axis=1)  # (N,)
     fall, count = np.zeros((N, H, W)), np.zeros((H, W))
     for i in range(0, max(H - patch, 0) + 1, stride):
@@ -162,7 +162,7 @@ def _one_hot(op: str, scores: Array, target: Any) -> Array:
     check_ndim(op, "model's output", scores, "(N, K)")
     N, K = scores.shape
     target = scores.argmax(axis=1) if target is None else target
-    target = np.broadcast_to(to_cpu(np.asarray(to_cpu(target))), (N,))
+    target = np.broadcast_to(as_numpy(target), (N,))
     if ((target < 0) | (target >= K)).any():
         raise ValueError(f"{op}: target: expected classes 0 to {K - 1}, got {target}")
     hot = scores * 0
@@ -171,7 +171,7 @@ def _one_hot(op: str, scores: Array, target: Any) -> Array:
 
 
 def _probabilities(scores: Array) -> np.ndarray:
-    return np.asarray(to_cpu(softmax_forward(scores)[0]), np.float64)
+    return np.asarray(as_numpy(softmax_forward(scores)[0]), np.float64)
 
 
 def last_maps(model: Sequential) -> int:

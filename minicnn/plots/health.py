@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, array_module, prefer, to_cpu
+from minicnn.backend import Array, array_module, as_numpy, prefer
 from minicnn.layers import Layer, ReLU
 from minicnn.plots.attribution import layer_outputs, undisturbed
 from minicnn.plots.theme import (
@@ -137,7 +137,7 @@ def dead_relus(model: Layer, x: Array) -> dict[str, float]:
     for name, layer, y in layer_outputs(model, x):
         if isinstance(layer, ReLU):
             axes = (0, *range(2, y.ndim))
-            found[name] = float((to_cpu(y) <= 0).all(axis=axes).mean())
+            found[name] = float((as_numpy(y) <= 0).all(axis=axes).mean())
     return found
 
 
@@ -284,14 +284,14 @@ def plot_steps(report: Any, *, theme: str = "light") -> Figure:
 
 
 def _rms(a: Array) -> float:
-    a = np.asarray(to_cpu(a), np.float64)
+    a = np.asarray(as_numpy(a), np.float64)
     return float(np.sqrt(np.mean(a * a))) if a.size else 0.0
 
 
 def _like(p: Array, rng: np.random.Generator) -> Array:
     """A random direction each filter of which is as long as that of `p`."""
     direction = rng.standard_normal(p.shape).reshape(len(p), -1)
-    lengths = np.linalg.norm(np.asarray(to_cpu(p), np.float64).reshape(len(p), -1), axis=1)
+    lengths = np.linalg.norm(np.asarray(as_numpy(p), np.float64).reshape(len(p), -1), axis=1)
     direction *= (lengths / np.linalg.norm(direction, axis=1))[:, None]
     return array_module(p).asarray(direction.reshape(p.shape).astype(p.dtype))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, to_cpu
+from minicnn.backend import Array, as_numpy
 from minicnn.layers import Layer
 from minicnn.plots.attribution import grad_cam, last_maps, layer_outputs, occlusion, saliency
 from minicnn.plots.theme import (
@@ -49,9 +49,9 @@ def plot_feature_maps(model: Layer, x: Array, n: int = 8, *, theme: str = "light
     x = x[None] if x.ndim == 3 else x
     check_ndim(op, "x", x, "(1, C, H, W)")
     colours = choose(op, theme)
-    rows = [("input", np.asarray(to_cpu(x[0]), np.float64))]
+    rows = [("input", np.asarray(as_numpy(x[0]), np.float64))]
     rows += [
-        (f"{name}  {type(layer).__name__}", np.asarray(to_cpu(y[0]), np.float64))
+        (f"{name}  {type(layer).__name__}", np.asarray(as_numpy(y[0]), np.float64))
         for name, layer, y in layer_outputs(model, x[:1])
         if y.ndim == 4
     ]
@@ -166,8 +166,8 @@ def _below(
     if not N:
         raise ValueError(f"{op}: x: expected at least one picture, got none")
     colours = choose(op, theme)
-    scores = np.asarray(to_cpu(model(x)))
-    asked = scores.argmax(axis=1) if target is None else np.broadcast_to(to_cpu(target), (N,))
+    scores = np.asarray(as_numpy(model(x)))
+    asked = scores.argmax(axis=1) if target is None else np.broadcast_to(as_numpy(target), (N,))
     figure = empty_figure(max(1.15 * N + 0.9, 3.2), 2.9, colours)
     grid = figure.subplots(2, N, squeeze=False)
     limit = float(np.nanmax(np.abs(maps), initial=0)) or 1.0
@@ -175,7 +175,7 @@ def _below(
     for top, bottom, picture, found, k in zip(*grid, x, maps, asked):
         name = str(k) if classes is None else short(classes[k])
         _bare(top, name, colours)
-        shown = np.asarray(to_cpu(picture)).transpose(1, 2, 0).clip(0, 1)  # (H, W, C)
+        shown = as_numpy(picture).transpose(1, 2, 0).clip(0, 1)  # (H, W, C)
         top.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="none")
         _bare(bottom, "", colours)
         height, width = shown.shape[:2]

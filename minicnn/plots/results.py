@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, to_cpu
+from minicnn.backend import Array, as_numpy
 from minicnn.plots.theme import (
     MEDIUM,
     SMALL,
@@ -163,7 +163,7 @@ def plot_filters(weight: Array, *, theme: str = "light") -> Figure:
     ValueError
         If `weight` has not four axes, or no element.
     """
-    weight = np.asarray(to_cpu(weight), np.float64)
+    weight = np.asarray(as_numpy(weight), np.float64)
     check_ndim("plot_filters", "weight", weight, "(F, C, KH, KW)")
     if not weight.size:
         raise ValueError(f"plot_filters: weight: expected filters, got shape {weight.shape}")
@@ -228,7 +228,7 @@ def plot_mistakes(
     N, C, H, W = x.shape
     if C not in (1, 3):
         raise ValueError(f"{op}: x: expected 1 or 3 channels, got {C}")
-    y, probabilities = _labels(op, "y", y, len(classes)), np.asarray(to_cpu(probabilities))
+    y, probabilities = _labels(op, "y", y, len(classes)), as_numpy(probabilities)
     check_shape(op, "y", y, (N,), "one for each of x")
     check_shape(op, "probabilities", probabilities, (N, len(classes)), "one for each class")
 
@@ -247,7 +247,7 @@ def plot_mistakes(
         frame(ax, short(classes[y[i]]), colours)
         ax.set_xticks([])
         ax.set_yticks([])
-        picture = np.asarray(to_cpu(x[i])).transpose(1, 2, 0).clip(0, 1)  # (H, W, C)
+        picture = as_numpy(x[i]).transpose(1, 2, 0).clip(0, 1)  # (H, W, C)
         ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="none")
         text = f"{short(classes[predicted[i]])}  {probabilities[i, predicted[i]]:.0%}"
         ax.set_xlabel(text, color=colours.orange, fontsize=MEDIUM, parse_math=False)
@@ -256,7 +256,7 @@ def plot_mistakes(
 
 def _labels(op: str, name: str, y: Array, n: int) -> np.ndarray:
     """Labels on the CPU, once they are known to be integers from 0 to n - 1."""
-    y = np.asarray(to_cpu(y))
+    y = as_numpy(y)
     check_ndim(op, name, y, "(N)")
     if y.dtype.kind not in "iu":
         raise TypeError(f"{op}: {name}: expected integer labels, got {y.dtype}")
