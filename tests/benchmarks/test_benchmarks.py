@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emulator import fake_cupy
 from emulator.cuda import Function
 
 pytest.importorskip("numba", reason="Numba is not installed")
@@ -158,6 +159,37 @@ def test_what_a_gpu_run_leaves_out(scripts, harness, cupy, capsys):
     with pytest.raises(SystemExit):
         harness.arguments("", argv=["--device", "cuda", "--peak"])
     assert "--peak: expected --device cpu" in capsys.readouterr().err
+
+
+def test_each_librarys_events_time_its_own_calls(harness, monkeypatch):
+    asked = []
+    for name, seconds in (("event_seconds", 2e-3), ("torch_seconds", 5e-3)):
+
+        def between(call, calls=1, name=name, seconds=seconds):
+            asked.append((name, calls))
+            return seconds
+
+        monkeypatch.setattr(harness, name, between)
+    monkeypatch.setattr(harness.time, "sleep", lambda s: None)
+    calls = {("minicnn cupy", "forward"): None, "PyTorch eager": None}
+    assert list(harness.measure(calls, 1, "cuda").values()) == [2e-3, 5e-3]
+    ours, theirs = (("event_seconds", 1), ("event_seconds", 10)), (("torch_seconds", 1),)
+    assert asked == [*ours, *theirs, ("torch_seconds", 6)]
+    assert list(harness.warm_up(calls, "cuda").values()) == [2e-3, 5e-3]
+
+
+def test_events_count_what_lies_between_them(harness, cupy, imitated, monkeypatch):
+    clock, stream = [0.0], cupy.cuda.Stream()
+    monkeypatch.setattr(fake_cupy.time, "perf_counter", lambda: clock[0])
+    used = []
+
+    def call():
+        clock[0] += 0.25
+        used.append(cupy.cuda.get_current_stream())
+
+    assert harness.event_seconds(call) == pytest.approx(0.25)
+    assert harness.event_seconds(call, 3, stream) == pytest.approx(0.25)
+    assert used == [cupy.cuda.Stream.null, *[stream] * 3]
 
 
 @pytest.mark.torch
