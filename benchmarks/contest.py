@@ -1,12 +1,14 @@
 """One op's benchmark: contenders that agree, timed pass by pass, and the report on them.
 
 A script of this folder has a dict of cases and a function that makes a `Contest` of one of them;
-`run` does the rest. `Op` makes the contest of any op that minicnn and PyTorch both have.
+`run` does the rest. `Op` makes the contest of any op that minicnn and PyTorch both have. On the GPU
+version ``numpy`` is what the others have to agree with, on the CPU, and is not timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ import harness
 import numpy as np
 
 import minicnn as mc
+from minicnn.backend import is_cupy
 
 Passes = dict[str, harness.Call]  # name of a pass to its call
 OURS = "minicnn"
@@ -61,15 +64,15 @@ def bench(
     name: str, contest: Contest, args: argparse.Namespace, limits: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Check and time one case, print it, and return its part of the report."""
-    first = {
-        contender: sum(harness.warm_up(passes).values())
-        for contender, passes in contest.calls.items()
-    }
-    agree(contest)
     calls = {(c, p): call for c, passes in contest.calls.items() for p, call in passes.items()}
-    times = harness.measure(calls, args.repeats)
-    seconds = {c: {p: times[c, p] for p in passes} for c, passes in contest.calls.items()}
-    memory = {c: harness.peak_memory(name, c) for c in contest.calls} if args.peak else {}
+    once = harness.warm_up(calls, args.device)
+    agree(contest)
+    timed = on_device(contest.calls, args)
+    first = {c: sum(once[c, p] for p in passes) for c, passes in timed.items()}
+    calls = {key: call for key, call in calls.items() if key[0] in timed}
+    times = harness.measure(calls, args.repeats, args.device)
+    seconds = {c: {p: times[c, p] for p in passes} for c, passes in timed.items()}
+    memory = {c: harness.peak_memory(name, c) for c in timed} if args.peak else {}
     compared = {
         p: {ours: harness.ratios(of_pass, ours) for ours in of_pass if ours.startswith(OURS)}
         for p, of_pass in totals(seconds).items()
@@ -174,7 +177,9 @@ def _results(contest: Contest, contender: str, passes: Passes) -> dict[str, list
 
 def as_numpy(a: Any) -> np.ndarray:
     """Return an array of any library as a NumPy array."""
-    return np.asarray(a.detach() if hasattr(a, "detach") else a)
+    if hasattr(a, "detach"):
+        return np.asarray(a.detach().cpu())
+    return a.get() if is_cupy(a) else np.asarray(a)
 
 
 # ---------------------------------------------------------------- contenders of one op
@@ -189,49 +194,74 @@ class Op(NamedTuple):
     options: dict[str, Any]
     torch: Callable[..., Any] | None = None  # of the arrays as tensors
     jax: Callable[..., Any] | None = None
-    versions: tuple[str, ...] = ("numpy", "numba")
+    versions: tuple[str, ...] = ("numpy", "numba")  # on the CPU
+    targets: tuple[np.ndarray, ...] = ()  # arrays without a gradient, which follow the others
+
+
+def on_device(contenders: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Return those that are timed."""
+    left_out = f"{OURS} numpy" if args.device == "cuda" else None
+    return {name: calls for name, calls in contenders.items() if name != left_out}
+
+
+def versions_on(args: argparse.Namespace, on_cpu: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the versions that take part; the first is what the others have to agree with."""
+    return on_cpu if args.device == "cpu" else ("numpy", "cupy")
+
+
+def using(version: str | None) -> mc.use:
+    """Choose a version for a ``with`` block; on the GPU the arrays do."""
+    return mc.use(None if version == "cupy" else version)
+
+
+def placed(version: str, obj: Any) -> Any:
+    """Return an array, a tuple of them or a model where `version` runs."""
+    return mc.to_gpu(obj) if version == "cupy" else obj
 
 
 def contenders(op: Op, args: argparse.Namespace) -> dict[str, Passes]:
     """Return every version of the op, PyTorch in all its modes, and JAX."""
     calls: dict[str, Passes] = {}
-    for version in op.versions:
-        with mc.use(version):
-            y, cache = op.forward(*op.arrays, **op.options)
-        dy = draw(3, np.shape(y))
-        calls[f"{OURS} {version}"] = ours(op, version, dy, cache)
-    dy = draw(3, np.shape(y))
+    for version in versions_on(args, op.versions):
+        own = op._replace(arrays=placed(version, op.arrays), targets=placed(version, op.targets))
+        with using(version):
+            y, cache = own.forward(*own.arrays, *own.targets, **own.options)
+        dy = draw(3, getattr(y, "shape", ()))
+        calls[f"{OURS} {version}"] = ours(own, version, placed(version, dy), cache)
     if op.torch is not None and asked(args, "PyTorch"):
-        calls |= pytorch(op, dy, not args.no_compile)
+        calls |= pytorch(op, dy, not args.no_compile, args.device)
     if op.jax is not None and asked(args, "JAX"):
         calls |= jax(op, dy)
     return calls
 
 
 def asked(args: argparse.Namespace, peer: str) -> bool:
-    """Tell whether --peers names this one."""
+    """Tell whether --peers names this one, and it runs on the device."""
+    if args.device == "cuda" and peer not in harness.GPU_PEERS:
+        return False
     return any(peer.startswith(name.strip()) for name in args.peers.split(",") if name.strip())
 
 
-def ours(op: Op, version: str, dy: np.ndarray, cache: Any) -> Passes:
+def ours(op: Op, version: str, dy: Any, cache: Any) -> Passes:
     def forward() -> Any:
-        with mc.use(version):
-            return op.forward(*op.arrays, **op.options)[0]
+        with using(version):
+            return op.forward(*op.arrays, *op.targets, **op.options)[0]
 
     def backward() -> Any:
-        with mc.use(version):
+        with using(version):
             return op.backward(dy, cache)
 
     return {"forward": forward, "backward": backward}
 
 
-def pytorch(op: Op, dy: np.ndarray, compiled: bool) -> dict[str, Passes]:
+def pytorch(op: Op, dy: np.ndarray, compiled: bool, device: str) -> dict[str, Passes]:
     """Eager with NCHW and, for images, channels_last arrays, and compiled for the latter."""
-    torch = harness.optional("torch")
+    torch = harness.torch_on(device)
     if torch is None:
         return {}
     if compiled:  # its buffers stay, as the backward pass runs many times
         import_module("torch._functorch.config").donated_buffer = False
+        torch.compiler.reset()  # of one function it keeps eight variants, and then compiles no more
     images = any(a.ndim == 4 for a in op.arrays)
     modes = ["eager", "eager channels_last"] if images else ["eager"]
     modes += [modes[-1].replace("eager", "compile")] if compiled else []
@@ -240,16 +270,22 @@ def pytorch(op: Op, dy: np.ndarray, compiled: bool) -> dict[str, Passes]:
         last = "channels_last" in mode
 
         def tensor(a: np.ndarray, last: bool = last) -> Any:
-            t = torch.from_numpy(a.copy())
+            t = torch.from_numpy(a.copy()).to(device)
             return t.contiguous(memory_format=torch.channels_last) if last and a.ndim == 4 else t
 
+        targets = [tensor(a) for a in op.targets]
+        if "compile" in mode and device == "cuda":
+            calls |= in_graphs(
+                op, f"PyTorch {mode}", list(map(tensor, op.arrays)), targets, tensor(dy)
+            )
+            continue
         leaves = [tensor(a).requires_grad_() for a in op.arrays]
         function = torch.compile(op.torch) if "compile" in mode else op.torch
-        y, tdy = function(*leaves), tensor(dy)
+        y, tdy = function(*leaves, *targets), tensor(dy)
 
-        def forward(function: Any = function, leaves: Any = leaves) -> Any:
+        def forward(function: Any = function, arrays: Any = (*leaves, *targets)) -> Any:
             with torch.no_grad():
-                return function(*leaves)
+                return function(*arrays)
 
         def backward(y: Any = y, leaves: Any = leaves, dy: Any = tdy) -> Any:
             return torch.autograd.grad(y, leaves, dy, retain_graph=True)
@@ -258,14 +294,42 @@ def pytorch(op: Op, dy: np.ndarray, compiled: bool) -> dict[str, Passes]:
     return calls
 
 
+def in_graphs(op: Op, name: str, arrays: Any, targets: Any, dy: Any) -> dict[str, Passes]:
+    """Compiled with CUDA graphs; the backward pass computes of the forward what it needs.
+
+    Both passes are functions of their own: a graph's results last until it is launched again.
+    """
+    torch = harness.optional("torch")
+    compiled = functools.partial(torch.compile, mode="reduce-overhead")
+    function = op.torch  # the compiler looks at what a function refers to: not at all of `op`
+
+    def gradients(dy: Any, arrays: Any, targets: Any) -> Any:
+        return torch.func.vjp(lambda *arrays: function(*arrays, *targets), *arrays)[1](dy)
+
+    run, pull = compiled(function), compiled(gradients)
+    passes = {
+        "forward": lambda: run(*arrays, *targets),
+        "backward": lambda: pull(dy, arrays, targets),
+    }
+    try:
+        for _ in range(3):  # compiled, recorded, launched
+            for call in passes.values():
+                call()
+    except Exception as error:  # no reason to go without the other modes
+        print(f"({name} left out: {type(error).__name__}: {str(error)[:200]})")
+        return {}
+    return {name: passes}
+
+
 def jax(op: Op, dy: np.ndarray) -> dict[str, Passes]:
     """Jitted; the backward pass computes of the forward what it needs."""
     module = harness.optional("jax")
     if module is None:
         return {}
     arrays = [module.numpy.asarray(a) for a in op.arrays]
-    run = module.jit(op.jax)
-    gradients = module.jit(lambda arrays, dy: module.vjp(op.jax, *arrays)[1](dy))
+    targets = [module.numpy.asarray(a) for a in op.targets]
+    run = module.jit(lambda *arrays: op.jax(*arrays, *targets))
+    gradients = module.jit(lambda arrays, dy: module.vjp(run, *arrays)[1](dy))
     dy = module.numpy.asarray(dy)
 
     def backward() -> Any:

@@ -6,6 +6,7 @@ exist already, as the fused path of Trainer does.
     python benchmarks/conv2d.py --only "3x3 64"
     python benchmarks/conv2d.py --only depthwise --repeats 30 --json conv2d.json
     python benchmarks/conv2d.py --peers none               minicnn alone: share of the FMA peak
+    python benchmarks/conv2d.py --device cuda              the CUDA kernels against cuDNN
 """
 
 from __future__ import annotations
@@ -77,15 +78,17 @@ def make(case: Case, args: argparse.Namespace) -> contest.Contest:
         jax_function,
         ("numpy", "numba", "winograd") if winograd else ("numpy", "numba"),
     )
-    args = argparse.Namespace(**{**vars(args), "no_compile": True})  # it calls the eager kernels
+    if args.device == "cpu":  # where compiled code calls the eager kernels
+        args = argparse.Namespace(**{**vars(args), "no_compile": True})
     calls = contest.contenders(op, args)
     views = {}
     y = calls["minicnn numpy"]["forward"]()
     dy = contest.draw(3, y.shape)
-    for name, passes in channels_last(x, w, b, dy, win, groups, winograd).items():
-        calls[name] = passes
-        # A pass that gives maps gives one array, and that of the weights two.
-        views[name] = lambda result: result[0].transpose(0, 3, 1, 2) if len(result) == 1 else result
+    if args.device == "cpu":
+        for name, passes in channels_last(x, w, b, dy, win, groups, winograd).items():
+            calls[name] = passes
+            # A pass that gives maps gives one array, and that of the weights two.
+            views[name] = lambda a: a[0].transpose(0, 3, 1, 2) if len(a) == 1 else a
     if groups == 1 and stride == 1 and contest.asked(args, "CS231n"):
         calls["CS231n-style NumPy"] = course_conv2d(x, w, b, dy, padding)
     flop = 2.0 * N * F * (C // groups) * K * K * y.shape[2] * y.shape[3]

@@ -35,10 +35,10 @@ from typing import Any
 
 import harness
 import numpy as np
+import peers
 
 import minicnn as mc
 from minicnn import ops
-from minicnn.backend import cupy_or_error
 from minicnn.data import Dataset
 from minicnn.ops import conv2d, conv2d_cupy, linear_cupy, softmax_cupy
 from minicnn.shapes import window
@@ -69,7 +69,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.warm:
         return warm_some(*args.warm)
-    report: Report = {"device": describe(), "failed": {}, "ratios": {}}
+    report: Report = {"device": harness.describe_gpu(), "failed": {}, "ratios": {}}
     print(*(f"{k}: {v}" for k, v in report["device"].items()), sep="\n", flush=True)
     began = args.began = time.perf_counter()
     for name in args.only:
@@ -97,45 +97,6 @@ def main() -> int:
     for name, why in report["failed"].items():
         print(f"FAILED {name}: {why}")
     return 1 if report["failed"] else 0
-
-
-def describe() -> Report:
-    """What is measured on, and with which versions."""
-    cupy = cupy_or_error()
-    properties = cupy.cuda.runtime.getDeviceProperties(0)
-    clock = highest_clock()
-    count = properties["multiProcessorCount"]
-    torch = harness.optional("torch")
-    return {
-        "name": properties["name"].decode(),
-        "multiprocessors": count,
-        "clock": clock,
-        "driver": cupy.cuda.runtime.driverGetVersion(),
-        "versions": {
-            "python": sys.version.split()[0],
-            "numpy": np.__version__,
-            "cupy": cupy.__version__,
-            **(
-                {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()}
-                if torch
-                else {}
-            ),
-        },
-        # 128 float32 lanes a multiprocessor (compute capability 8.6 to 9.0), 2 operations each.
-        "float32_peak": count * 128 * 2 * clock,
-    }
-
-
-def highest_clock() -> float:
-    """The multiprocessors' highest clock in Hz."""
-    command = [
-        "nvidia-smi",
-        "--query-gpu=clocks.max.sm",
-        "--format=csv,noheader,nounits",
-        "-i",
-        "0",
-    ]
-    return 1e6 * float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 # ---------------------------------------------------------------- timing
@@ -166,20 +127,6 @@ def graph_of(call: Callable[[], Any], calls: int) -> Callable[[], Any]:
     return launch
 
 
-def event_seconds(call: Callable[[], Any], stream: Any, calls: int) -> float:
-    """Seconds a call between two events on the stream."""
-    import cupy
-
-    with stream:
-        start, end = cupy.cuda.Event(), cupy.cuda.Event()
-        start.record(stream)
-        for _ in range(calls):
-            call()
-        end.record(stream)
-        end.synchronize()
-    return cupy.cuda.get_elapsed_time(start, end) / 1e3 / calls
-
-
 def kernel_seconds(call: Callable[[], Any], repeats: int, inner: int = 20) -> float:
     """Median seconds of `call`, without the host's part if it can be captured."""
     import cupy
@@ -193,7 +140,7 @@ def kernel_seconds(call: Callable[[], Any], repeats: int, inner: int = 20) -> fl
     else:
         stream = run.stream  # type: ignore[attr-defined]
     run()
-    times = [event_seconds(run, stream, 1 if inner > 1 else 20) for _ in range(repeats)]
+    times = [harness.event_seconds(run, 1 if inner > 1 else 20, stream) for _ in range(repeats)]
     return statistics.median(times) / inner
 
 
@@ -423,7 +370,7 @@ def matmul_peak(torch: Any) -> dict[str, float]:
     a, b = torch.randn(n, n, device="cuda"), torch.randn(n, n, device="cuda")
     for mode in ("float32", "TF32"):
         torch.backends.cuda.matmul.allow_tf32 = mode == "TF32"
-        times = [torch_seconds(torch, lambda: a @ b, 1) for _ in range(4)]
+        times = [harness.torch_seconds(lambda: a @ b) for _ in range(4)]
         peaks[mode] = 2 * n**3 / min(times)
     torch.backends.cuda.matmul.allow_tf32 = False
     return peaks
@@ -488,7 +435,7 @@ def torch_convs(torch: Any, x: Any, w: Any, dy: Any, tf32: bool, repeats: int) -
         for name, call in torch_passes(torch, *arrays).items():
             for _ in range(3):
                 call()
-            times = [torch_seconds(torch, call, 5) for _ in range(repeats)]
+            times = [harness.torch_seconds(call, 5) for _ in range(repeats)]
             best[name] = min(best.get(name, 1e9), statistics.median(times))
     return best
 
@@ -502,17 +449,6 @@ def torch_passes(torch: Any, x: Any, w: Any, dy: Any) -> dict[str, Callable[[], 
         "dx": lambda: backward(dy, x, w, *rest, [True, False, False]),
         "dw": lambda: backward(dy, x, w, *rest, [False, True, False]),
     }
-
-
-def torch_seconds(torch: Any, call: Callable[[], Any], calls: int) -> float:
-    """Seconds a call, between two events."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / calls
 
 
 # ---------------------------------------------------------------- training steps
@@ -532,12 +468,12 @@ def steps(args: argparse.Namespace, report: Report) -> Report:
         seconds = in_turns(calls, args.repeats, wait_for_device)
         seconds = {name: s / count for name, s in seconds.items()}
         print(f"\nreference network, batch {N}, {count} steps at a time")
-        peers = {name: s for name, s in seconds.items() if name != "minicnn"}
+        theirs = {name: s for name, s in seconds.items() if name != "minicnn"}
         for name, s in sorted(seconds.items(), key=lambda item: item[1]):
             print(f"  {name:32} {1e6 * s:9.1f} us")
-        if peers:
-            best = min(peers.values())
-            eager = [s for name, s in peers.items() if "eager" in name]
+        if theirs:
+            best = min(theirs.values())
+            eager = [s for name, s in theirs.items() if "eager" in name]
             report["ratios"][f"step {N} / best"] = seconds["minicnn"] / best
             if eager:
                 report["ratios"][f"step {N} / eager"] = seconds["minicnn"] / min(eager)
@@ -558,10 +494,7 @@ def minicnn_epoch(x: np.ndarray, y: np.ndarray, N: int) -> Callable[[], Any]:
 
 def torch_epochs(torch: Any, x: np.ndarray, y: np.ndarray, N: int) -> dict[str, Callable[[], Any]]:
     """The same epoch by PyTorch, in its modes; each is left out if it cannot be set up."""
-    from peers import torch_module
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
+    harness.torch_on("cuda")
     tx, ty = torch.from_numpy(x).cuda(), torch.from_numpy(y).cuda()
     makers = {
         "PyTorch eager": (torch.contiguous_format, "eager"),
@@ -573,7 +506,7 @@ def torch_epochs(torch: Any, x: np.ndarray, y: np.ndarray, N: int) -> dict[str, 
     epochs: dict[str, Callable[[], Any]] = {}
     for name, (layout, how) in makers.items():
         try:
-            model = torch_module(mc.models.mnist_cnn(rng=0)).cuda().to(memory_format=layout)
+            model = peers.torch_module(mc.models.mnist_cnn(rng=0)).cuda().to(memory_format=layout)
             run = torch_epoch(torch, model, tx, ty, N, layout, how)
             run()
             epochs[name] = run
@@ -587,16 +520,8 @@ def torch_epoch(
 ) -> Callable[[], Any]:
     """One epoch over shuffled data on the device, without waiting for a loss."""
     captured = how == "graph"
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True, capturable=captured)
-    forward = torch.compile(model, mode="reduce-overhead") if how == "compile" else model
-
-    def step(bx: Any, by: Any) -> Any:
-        optimizer.zero_grad(set_to_none=not captured)
-        loss = torch.nn.functional.cross_entropy(forward(bx), by)
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    run = peers.torch_compiled(model, "cuda") if how == "compile" else model
+    step = peers.torch_step(model, run, captured)
     if captured:
         sx, sy = x[:N].clone(), y[:N].clone()
         side = torch.cuda.Stream()

@@ -2,7 +2,9 @@
 
 Contenders take turns in one process. Before each measurement there is a pause (the thread pools
 of two libraries would spin against each other) and a call to warm up; the median of the calls
-counts. Ratios are ours to a peer's best mode.
+counts. Ratios are ours to a peer's best mode. With ``--device cuda`` arrays are on the GPU before,
+and times are those between two CUDA events, recorded by CuPy around our calls and by PyTorch around
+its own.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minicnn.backend import cupy_or_error
+
 # Freed memory stays with the process: without this PyTorch spends much of its time on fresh
 # pages. OpenBLAS threads sleep soon after a product instead of spinning for a tenth of a second,
 # beside whatever is timed next. OPENBLAS_CORETYPE would choose slower kernels than a user has.
@@ -29,6 +33,7 @@ SETTINGS = {
 }
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 PEERS = ("PyTorch", "JAX", "ONNX Runtime", "DeZero", "CS231n")
+GPU_PEERS = ("PyTorch",)
 PAUSE = 0.02  # seconds, for the threads of the one before to fall asleep
 LONG = 0.25  # seconds of a call that needs no warming up
 TURN, SERIES = 0.03, 10
@@ -45,6 +50,12 @@ def arguments(
     )
     parser.add_argument(
         "--repeats", type=int, default=repeats, help="measurements of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="cuda: version cupy against PyTorch on the GPU (default: %(default)s)",
     )
     parser.add_argument("--threads", type=int, default=0, help="of every library (all cores)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
@@ -70,6 +81,13 @@ def arguments(
     args = parser.parse_args(argv)
     if args.repeats < 1 or args.threads < 0:
         parser.error("--repeats: expected 1 or more; --threads: expected 0 or more")
+    if args.device == "cuda":
+        if args.peak:
+            parser.error("--peak: expected --device cpu: it is the host's memory that is measured")
+        try:
+            cupy_or_error()
+        except RuntimeError as error:
+            parser.error(f"--device cuda: {error}")
     settings = {k: v for k, v in SETTINGS.items() if not (args.default_malloc and "MALLOC" in k)}
     differ = any(os.environ.get(k) != v for k, v in settings.items())
     if argv is None and (differ or any(k in os.environ for k in UNSET)):
@@ -103,12 +121,13 @@ def optional(name: str) -> Any:
         return None
 
 
-def measure(contenders: Mapping[Any, Call], repeats: int) -> dict[Any, float]:
-    """Return the median seconds of one call of each contender.
+def measure(contenders: Mapping[Any, Call], repeats: int, device: str = "cpu") -> dict[Any, float]:
+    """Return the median seconds of one call of each contender, by its name or (name, pass).
 
     A turn is one call to warm up and then as many, each timed by itself, as fit in TURN seconds
     (SERIES at most): a short call is soon delayed by another process. Calls of more than LONG
-    seconds stand alone, three of them at most.
+    seconds stand alone, three of them at most. On the GPU the calls of a turn are queued one after
+    the other between two events, and their mean is one measurement.
     """
     times: dict[Any, list[float]] = {name: [] for name in contenders}
     for turn in range(repeats):
@@ -117,9 +136,19 @@ def measure(contenders: Mapping[Any, Call], repeats: int) -> dict[Any, float]:
             if long and turn >= 3:
                 continue
             time.sleep(PAUSE)
-            count = 1 if long else max(1, min(SERIES, int(TURN / max(_seconds(call), 1e-6))))
-            times[name] += [_seconds(call) for _ in range(count)]
+            clock = _clock(name, device)
+            count = 1 if long else max(1, min(SERIES, int(TURN / max(*clock(call, 1), 1e-6))))
+            times[name] += clock(call, count)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _clock(name: Any, device: str) -> Callable[[Call, int], list[float]]:
+    """Return what times a number of calls of a contender."""
+    if device == "cpu":
+        return lambda call, count: [_seconds(call) for _ in range(count)]
+    contender = name if isinstance(name, str) else name[0]
+    between = torch_seconds if contender.startswith("PyTorch") else event_seconds
+    return lambda call, count: [between(call, count)]
 
 
 def _seconds(call: Call) -> float:
@@ -128,9 +157,9 @@ def _seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def warm_up(contenders: Mapping[str, Call]) -> dict[str, float]:
+def warm_up(contenders: Mapping[Any, Call], device: str = "cpu") -> dict[Any, float]:
     """Return the seconds of every contender's first call, compilation included unless cached."""
-    return {name: _seconds(call) for name, call in contenders.items()}
+    return {name: _clock(name, device)(call, 1)[0] for name, call in contenders.items()}
 
 
 def best(times: Mapping[str, float], peer: str) -> str | None:
@@ -142,14 +171,26 @@ def best(times: Mapping[str, float], peer: str) -> str | None:
 def headline(args: argparse.Namespace) -> dict[str, Any]:
     """Set the threads, print what is measured with, and return it for the report."""
     threads = use_threads(args.threads)
-    about = {
-        "machine": machine(),
+    about: dict[str, Any] = {
+        "device": args.device,
         "threads": threads,
-        "versions": versions(),
         "settings": {k: os.environ[k] for k in SETTINGS if k in os.environ},
-        "fma_peak_gflops": fma_peak(threads),
-        "copy_gb_per_s": copy_speed(),
     }
+    if args.device == "cuda":
+        gpu = describe_gpu()
+        about |= {
+            "machine": gpu["name"],
+            "versions": gpu["versions"],
+            "fma_peak_gflops": gpu["float32_peak"] / 1e9,
+            "copy_gb_per_s": gpu_copy_speed(),
+        }
+    else:
+        about |= {
+            "machine": machine(),
+            "versions": versions(),
+            "fma_peak_gflops": fma_peak(threads),
+            "copy_gb_per_s": copy_speed(),
+        }
     print(f"{about['machine']}, {threads} thread(s)")
     print(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
     print("set", *(f"{k}={v}" for k, v in about["settings"].items()), "and unset", *UNSET)
@@ -264,6 +305,93 @@ def copy_speed(megabytes: int = 64) -> float:
         run(a, b)
         seconds = min(seconds, time.perf_counter() - start)
     return 2 * a.nbytes / seconds / 1e9
+
+
+# ---------------------------------------------------------------- on the GPU
+
+
+def event_seconds(call: Call, calls: int = 1, stream: Any = None) -> float:
+    """Return the seconds a call between two events on a stream, by default the null stream."""
+    import cupy
+
+    stream = stream or cupy.cuda.Stream.null
+    with stream:
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record(stream)
+        for _ in range(calls):
+            call()
+        end.record(stream)
+        end.synchronize()
+    return cupy.cuda.get_elapsed_time(start, end) / 1e3 / calls
+
+
+def torch_seconds(call: Call, calls: int = 1) -> float:
+    """Return the seconds a call between two events on PyTorch's stream."""
+    torch = optional("torch")
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def torch_on(device: str) -> Any:
+    """Return PyTorch, set to compute in float32 as we do, or None where it does not run there."""
+    torch = optional("torch")
+    if torch is None or device == "cpu":
+        return torch
+    if not torch.cuda.is_available():
+        print("(PyTorch finds no CUDA device: left out)")
+        return None
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    return torch
+
+
+def describe_gpu() -> dict[str, Any]:
+    """Return what the GPU is, the libraries' versions, and the most operations a second."""
+    import numpy as np
+
+    cupy = cupy_or_error()
+    properties = cupy.cuda.runtime.getDeviceProperties(0)
+    count, clock = properties["multiProcessorCount"], highest_clock()
+    found = {
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "cupy": cupy.__version__,
+    }
+    if (torch := optional("torch")) is not None:
+        found |= {"torch": torch.__version__, "cudnn": str(torch.backends.cudnn.version())}
+    return {
+        "name": properties["name"].decode(),
+        "multiprocessors": count,
+        "clock": clock,
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+        "versions": found,
+        # 128 float32 lanes a multiprocessor (compute capability 8.6 to 9.0), 2 operations each.
+        "float32_peak": count * 128 * 2 * clock,
+    }
+
+
+def highest_clock() -> float:
+    """Return the multiprocessors' highest clock in Hz."""
+    query = ["--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", "-i", "0"]
+    done = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=True)
+    return 1e6 * float(done.stdout)
+
+
+def gpu_copy_speed(megabytes: int = 256) -> float:
+    """Measure GB/s of reading and writing the device's memory in a plain copy."""
+    import cupy
+
+    a = cupy.ones(megabytes << 18, "f4")
+    b = cupy.empty_like(a)
+    return 2 * a.nbytes / min(event_seconds(lambda: cupy.copyto(b, a), 10) for _ in range(6)) / 1e9
+
+
+# ---------------------------------------------------------------- the report
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -15,7 +15,6 @@ import harness
 import numpy as np
 from peers import places
 
-import minicnn as mc
 from minicnn import ops
 
 CASES = {  # batch, channels, rows and columns, kernel
@@ -31,24 +30,25 @@ def make(case: tuple[int, int, int, int], args: argparse.Namespace) -> contest.C
     OH = H - K + 1
     cols = contest.draw(1, (C * K * K, N * OH * OH))
     calls: dict[str, contest.Passes] = {}
-    for version in ("numpy", "numba"):
+    for version in contest.versions_on(args, ("numpy", "numba")):
+        own = contest.placed(version, (x, cols))
 
-        def forward(version: str = version) -> Any:
-            with mc.use(version):
+        def forward(version: str = version, x: Any = own[0]) -> Any:
+            with contest.using(version):
                 return ops.im2col(x, K)
 
-        def backward(version: str = version) -> Any:
-            with mc.use(version):
+        def backward(version: str = version, cols: Any = own[1]) -> Any:
+            with contest.using(version):
                 return ops.col2im(cols, x.shape, K)
 
         calls[f"{contest.OURS} {version}"] = {"forward": forward, "backward": backward}
     views = {}
-    torch = harness.optional("torch") if contest.asked(args, "PyTorch") else None
+    torch = harness.torch_on(args.device) if contest.asked(args, "PyTorch") else None
     if torch is not None:  # (N, K, L) where ours is (K, N*L)
         unfold, fold = torch.nn.functional.unfold, torch.nn.functional.fold
-        tx = torch.from_numpy(x)
+        tx = torch.from_numpy(x).to(args.device)
         columns = cols.reshape(C * K * K, N, -1).swapaxes(0, 1)
-        tcols = torch.from_numpy(np.ascontiguousarray(columns))
+        tcols = torch.from_numpy(np.ascontiguousarray(columns)).to(args.device)
         calls["PyTorch eager"] = {
             "forward": lambda: unfold(tx, K),
             "backward": lambda: fold(tcols, (H, H), K),

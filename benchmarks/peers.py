@@ -2,7 +2,7 @@
 
 Every function here returns a dict of name to (step, predict): one training step (gradients to
 zero, forward, cross-entropy, backward, Adam) and one prediction, on one fixed batch. A step
-returns the loss, and `predict` the logits as a NumPy array.
+returns the loss, and `predict` the logits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from harness import optional
+from harness import optional, torch_on
 
 from minicnn.layers import Layer
 
@@ -70,36 +70,65 @@ def torch_module(model: Layer) -> Any:
     return module
 
 
-def pytorch(model: Layer, x: np.ndarray, y: np.ndarray, compiled: bool = True) -> dict[str, Pair]:
+def torch_step(module: Any, run: Any, captured: bool = False) -> Callable[[Any, Any], Any]:
+    """Return a training step of a batch with Adam's fused kernel; it returns the loss, a tensor.
+
+    `run` is the module, or what was compiled of it; `captured` says that the step will be part of
+    a CUDA graph.
+    """
+    import torch
+
+    optimizer = torch.optim.Adam(module.parameters(), lr=LR, fused=True, capturable=captured)
+
+    def step(x: Any, y: Any) -> Any:
+        optimizer.zero_grad(set_to_none=not captured)
+        loss = torch.nn.functional.cross_entropy(run(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def torch_compiled(module: Any, device: str) -> Any:
+    """Return the module compiled, on a GPU with CUDA graphs."""
+    import torch
+
+    return torch.compile(module, mode="reduce-overhead" if device == "cuda" else None)
+
+
+def pytorch(
+    model: Layer, x: np.ndarray, y: np.ndarray, compiled: bool = True, device: str = "cpu"
+) -> dict[str, Pair]:
     """Eager with NCHW and with channels_last arrays, and compiled; Adam with its fused kernel.
 
-    It runs under the allocator settings of `harness.SETTINGS`, which make its step faster.
+    On the CPU it runs under the allocator settings of `harness.SETTINGS`, which make its step
+    faster.
     """
-    torch = optional("torch")
+    torch = torch_on(device)
     if torch is None:
         return {}
     pairs = {}
-    modes = ["eager NCHW", "eager channels_last"] + ["compile channels_last"] * compiled
+    modes = ["eager NCHW", "eager channels_last"]
+    if compiled:
+        modes += ["compile NCHW"] * (device == "cuda") + ["compile channels_last"]
     for mode in modes:
-        module, tx, ty = torch_module(model), torch.from_numpy(x), torch.from_numpy(y)
+        module = torch_module(model).to(device)
+        tx, ty = torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
         if "channels_last" in mode:
             module = module.to(memory_format=torch.channels_last)
             tx = tx.contiguous(memory_format=torch.channels_last)
-        run = torch.compile(module) if "compile" in mode else module
-        optimizer = torch.optim.Adam(module.parameters(), lr=LR, fused=True)
+        run = torch_compiled(module, device) if "compile" in mode else module
+        update = torch_step(module, run)
 
-        def step(module=module, run=run, optimizer=optimizer, x=tx, y=ty) -> float:
+        def step(module=module, update=update, x=tx, y=ty) -> float:
             module.train()
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(run(x), y)
-            loss.backward()
-            optimizer.step()
-            return loss.item()
+            return update(x, y).item()
 
         def predict(module=module, run=run, x=tx) -> Any:
             module.eval()
             with torch.inference_mode():
-                return run(x).numpy()
+                return run(x)
 
         pairs[f"PyTorch {mode}"] = step, predict
     return pairs

@@ -32,19 +32,18 @@ def make(case: tuple[str, tuple[int, ...]], args: argparse.Namespace) -> contest
     x, target = contest.draw(0, shape), rng.random(shape, dtype=np.float32)
     labels = rng.integers(0, shape[1], (shape[0], *shape[2:]))
     wanted = {"cross_entropy": (labels,)} | dict.fromkeys(ELEMENTWISE, (target,))
-    more = wanted.get(name, ())
+    targets = wanted.get(name, ())
 
     torch, jax = harness.optional("torch"), harness.optional("jax")
 
-    def torch_function(x: Any) -> Any:
+    def torch_function(x: Any, *targets: Any) -> Any:
         functional = torch.nn.functional
-        if not more:
+        if not targets:
             return getattr(functional, name)(x, dim=1)
-        full = name + "_with_logits" if name == "bce" else name
-        full = "binary_cross_entropy_with_logits" if name == "bce_with_logits" else full
-        return getattr(functional, full)(x, torch.from_numpy(more[0]))
+        full = "binary_cross_entropy_with_logits" if name == "bce_with_logits" else name
+        return getattr(functional, full)(x, *targets)
 
-    def jax_function(x: Any) -> Any:
+    def jax_function(x: Any, target: Any = None) -> Any:
         jnp = jax.numpy
         if name == "mse_loss":
             return ((x - target) ** 2).mean()
@@ -53,18 +52,22 @@ def make(case: tuple[str, tuple[int, ...]], args: argparse.Namespace) -> contest
         if name == "bce_with_logits":
             return (target * jnp.logaddexp(0, -x) + (1 - target) * jnp.logaddexp(0, x)).mean()
         if name == "cross_entropy":
-            picked = jnp.take_along_axis(jax.nn.log_softmax(x, 1), labels[:, None], 1)
+            picked = jnp.take_along_axis(jax.nn.log_softmax(x, 1), target[:, None], 1)
             return -picked.mean()
         return getattr(jax.nn, name)(x, 1)
 
-    def forward(x: Any) -> Any:
-        return getattr(ops, f"{name}_forward")(x, *more)
-
-    backward = getattr(ops, f"{name}_backward")
-    op = contest.Op(forward, backward, (x,), {}, torch_function, jax_function)
-    y = 1 if more else x.size
+    op = contest.Op(
+        getattr(ops, f"{name}_forward"),
+        getattr(ops, f"{name}_backward"),
+        (x,),
+        {},
+        torch_function,
+        jax_function,
+        targets=targets,
+    )
+    y = 1 if targets else x.size
     traffic = {
-        "forward": contest.bytes_of(x, *more, (y,)),
+        "forward": contest.bytes_of(x, *targets, (y,)),
         "backward": contest.bytes_of(x, x, (y,)),
     }
     return contest.Contest(contest.contenders(op, args), {}, traffic)

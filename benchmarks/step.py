@@ -6,6 +6,7 @@ the contenders' logits and their losses after a few steps are compared.
     python benchmarks/step.py                                 all networks and batch sizes
     python benchmarks/step.py --only "reference 64" --repeats 5
     python benchmarks/step.py --only like --peers PyTorch     VGG- and ResNet-like networks
+    python benchmarks/step.py --device cuda                   everything on the GPU
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import harness
 import numpy as np
 import peers
 
+import minicnn as mc
 from minicnn import Trainer, models, optim
 
 CASES = {  # network, batch size
@@ -52,9 +54,12 @@ def bench(
     name: str, case: tuple[str, int], args: argparse.Namespace, limits: dict[str, Any]
 ) -> dict[str, Any]:
     steps, predictions = contend(*case, args)
-    first = agree(predictions, steps)
+    first = contest.on_device(agree(predictions, steps, args.device), args)
     passes = {"training step": steps, "inference": predictions}
-    times = {p: harness.measure(of_pass, args.repeats) for p, of_pass in passes.items()}
+    times = {
+        p: harness.measure(contest.on_device(of_pass, args), args.repeats, args.device)
+        for p, of_pass in passes.items()
+    }
     seconds: dict[str, dict[str, float]] = {}
     for p, of_pass in times.items():
         for contender, s in of_pass.items():
@@ -86,18 +91,37 @@ def contend(
     x = rng.standard_normal((batch, *shape), dtype=np.float32)
     y = rng.integers(0, 10, batch)
 
-    def ours(**options: bool) -> peers.Pair:
+    def ours(version: str | None = None, **options: bool) -> peers.Pair:
         twin = copy.deepcopy(model)
         trainer = Trainer(twin, optim.Adam(twin, lr=peers.LR), **options)
-        return lambda: trainer.step(x, y), lambda: trainer.predict(x)
+        batch, labels = x, y
+        if version == "cupy":
+            trainer, (batch, labels) = mc.to_gpu(trainer), mc.to_gpu((x, y))
 
-    pairs = {
-        "minicnn": ours(),
-        "minicnn, winograd=False": ours(winograd=False),
-        "minicnn, fused=False": ours(fused=False),
-    }
+        def step() -> float:
+            with contest.using(version):
+                return trainer.step(batch, labels)
+
+        def predict() -> Any:
+            with contest.using(version):
+                return trainer.predict(batch)
+
+        return step, predict
+
+    if args.device == "cuda":
+        pairs = {
+            "minicnn numpy": ours("numpy", fused=False),
+            "minicnn": ours("cupy"),
+            "minicnn, fused=False": ours("cupy", fused=False),
+        }
+    else:
+        pairs = {
+            "minicnn": ours(),
+            "minicnn, winograd=False": ours(winograd=False),
+            "minicnn, fused=False": ours(fused=False),
+        }
     if contest.asked(args, "PyTorch"):
-        pairs |= peers.pytorch(copy.deepcopy(model), x, y, not args.no_compile)
+        pairs |= peers.pytorch(copy.deepcopy(model), x, y, not args.no_compile, args.device)
     for peer, make in (("JAX", peers.jax), ("DeZero", peers.dezero), ("CS231n", peers.cs231n)):
         if contest.asked(args, peer):
             pairs |= make(model, x, y)
@@ -109,15 +133,17 @@ def contend(
     return {name: pair[0] for name, pair in pairs.items()}, predictions
 
 
-def agree(predictions: Calls, steps: dict[str, Callable[[], float]]) -> dict[str, float]:
+def agree(
+    predictions: Calls, steps: dict[str, Callable[[], float]], device: str
+) -> dict[str, float]:
     """Exit unless all contenders predict the same and learn alike; return their first seconds."""
-    first = harness.warm_up(predictions)
-    want = next(iter(predictions.values()))()
+    first = harness.warm_up(predictions, device)
+    want = contest.as_numpy(next(iter(predictions.values()))())
     for name, predict in predictions.items():
-        gap = np.abs(predict() - want).max() / np.abs(want).max()
+        gap = np.abs(contest.as_numpy(predict()) - want).max() / np.abs(want).max()
         if not gap < 1e-3:
             raise SystemExit(f"{name}: logits differ by {gap:.1e} of the largest")
-    for name, s in harness.warm_up(steps).items():
+    for name, s in harness.warm_up(steps, device).items():
         first[name] += s
     losses = {name: [step() for _ in range(STEPS)][-1] for name, step in steps.items()}
     want = next(iter(losses.values()))

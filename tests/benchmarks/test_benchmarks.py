@@ -4,10 +4,14 @@ import importlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from emulator import fake_cupy
+from emulator.cuda import Function
 
 pytest.importorskip("numba", reason="Numba is not installed")
 
@@ -67,6 +71,144 @@ def test_a_script_checks_times_and_reports(name, scripts, harness, capsys, tmp_p
         assert all(s > 0 for passes in figures["seconds"].values() for s in passes.values())
         assert figures["first_call_seconds"].keys() == figures["seconds"].keys()
     assert "first calls, compilation included" in printed
+
+
+SMALL = {  # cases that the emulator of CUDA runs in no time
+    "conv2d": {"3x3": (2, 3, 5, 8, 3, 1, 1, 2), "depthwise": (2, 4, 4, 6, 3, 1, 4)},
+    "conv_transpose2d": {"2x2": (2, 3, 4, 5, 2, 2, 0)},
+    "pool": {
+        "max": ("max_pool2d", (2, 3, 6, 6), 2, 2),
+        "average": ("avg_pool2d", (2, 3, 6, 6), 3, 2, 1),
+        "adaptive": ("adaptive_avg_pool2d", (2, 3, 4, 4), 1),
+    },
+    "norm": {
+        "batch": ("batch_norm", (4, 3, 5, 5)),
+        "layer": ("layer_norm", (6, 20)),
+        "group": ("group_norm", (2, 6, 4, 4), 3),
+    },
+    "linear": {"8 to 3": (5, 8, 3)},
+    "activations": {"gelu": ("gelu", (4, 30)), "tanh": ("tanh", (4, 30))},
+    "softmax_loss": {
+        name: (name, (6, 10)) for name in ("log_softmax", "cross_entropy", "bce_with_logits")
+    },
+    "im2col": {"3x3": (2, 3, 6, 3)},
+    "optim": {"Adam": ("Adam", "mnist_cnn")},
+    "step": {"reference 1": ("mnist_cnn", 1)},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_script_runs_on_the_gpu(
+    name, scripts, harness, cupy, imitated, monkeypatch, capsys, tmp_path
+):
+    """Without peers: version numpy is what version cupy is compared with."""
+    monkeypatch.setattr(harness, "highest_clock", lambda: 2e9)
+    monkeypatch.setattr(harness, "gpu_copy_speed", lambda: 1000.0)
+    script, out, launched = scripts(name), tmp_path / "out.json", Function.launches
+    make = (lambda case: script.Case(*case)) if hasattr(script, "Case") else tuple
+    cases = {key: make(case) for key, case in SMALL[name].items()}
+    argv = ["--device", "cuda", "--repeats", "1", "--peers", "none", "--json", str(out)]
+    if name == "step":
+        monkeypatch.setattr(script, "CASES", cases)
+        script.main(argv)
+    else:
+        scripts("contest").run(script.__doc__, cases, script.make, argv)
+    report = json.loads(out.read_text())
+    assert (report["device"], report["machine"]) == ("cuda", "Imitated GPU")
+    assert report["fma_peak_gflops"] == pytest.approx(132 * 256 * 2)
+    assert report["cases"].keys() == cases.keys()
+    ours = {
+        "step": {"minicnn", "minicnn, fused=False"},
+        "optim": {"minicnn cupy", "minicnn cupy, one launch"},
+    }.get(name, {"minicnn cupy"})
+    for figures in report["cases"].values():
+        assert figures["seconds"].keys() == figures["first_call_seconds"].keys() == ours
+        assert all(s > 0 for passes in figures["seconds"].values() for s in passes.values())
+    assert Function.launches > launched
+    assert "minicnn numpy" not in capsys.readouterr().out
+
+
+def test_the_gpus_numbers_are_compared_with_the_cpus(scripts, harness, cupy):
+    contest = scripts("contest")
+    args = harness.arguments("", argv=["--device", "cuda", "--repeats", "1"])
+    op = contest.Op(
+        lambda x: (x + (1e-3 if hasattr(x, "get") else 0), None), lambda dy, cache: dy,
+        (np.ones(5, "f4"),), {},
+    )  # fmt: skip
+    wrong = contest.Contest(contest.contenders(op, args), {}, {})
+    with pytest.raises(SystemExit, match="minicnn cupy: forward: differs from minicnn numpy"):
+        contest.bench("", wrong, args, {})
+
+
+@pytest.mark.parametrize("name", ["step", "linear"])
+def test_without_a_gpu_the_option_says_what_is_missing(name, scripts, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # not installed
+    script = scripts(name)
+    run = getattr(script, "main", partial(scripts("contest").run, "", script.CASES, None))
+    with pytest.raises(SystemExit) as stopped:
+        run(["--device", "cuda"])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "--device cuda: CuPy is not installed (fix: pip install '.[cuda13]'" in message
+
+
+def test_what_a_gpu_run_leaves_out(scripts, harness, cupy, capsys):
+    contest = scripts("contest")
+    args = harness.arguments("", argv=["--device", "cuda"])
+    assert [p for p in harness.PEERS if contest.asked(args, p)] == ["PyTorch"]
+    with pytest.raises(SystemExit):
+        harness.arguments("", argv=["--device", "cuda", "--peak"])
+    assert "--peak: expected --device cpu" in capsys.readouterr().err
+
+
+def test_each_librarys_events_time_its_own_calls(harness, monkeypatch):
+    asked = []
+    for name, seconds in (("event_seconds", 2e-3), ("torch_seconds", 5e-3)):
+
+        def between(call, calls=1, name=name, seconds=seconds):
+            asked.append((name, calls))
+            return seconds
+
+        monkeypatch.setattr(harness, name, between)
+    monkeypatch.setattr(harness.time, "sleep", lambda s: None)
+    calls = {("minicnn cupy", "forward"): None, "PyTorch eager": None}
+    assert list(harness.measure(calls, 1, "cuda").values()) == [2e-3, 5e-3]
+    ours, theirs = (("event_seconds", 1), ("event_seconds", 10)), (("torch_seconds", 1),)
+    assert asked == [*ours, *theirs, ("torch_seconds", 6)]
+    assert list(harness.warm_up(calls, "cuda").values()) == [2e-3, 5e-3]
+
+
+def test_events_count_what_lies_between_them(harness, cupy, imitated, monkeypatch):
+    clock, stream = [0.0], cupy.cuda.Stream()
+    monkeypatch.setattr(fake_cupy.time, "perf_counter", lambda: clock[0])
+    used = []
+
+    def call():
+        clock[0] += 0.25
+        used.append(cupy.cuda.get_current_stream())
+
+    assert harness.event_seconds(call) == pytest.approx(0.25)
+    assert harness.event_seconds(call, 3, stream) == pytest.approx(0.25)
+    assert used == [cupy.cuda.Stream.null, *[stream] * 3]
+
+
+@pytest.mark.torch
+def test_pytorchs_passes_for_cuda_graphs_agree(torch, scripts, monkeypatch):
+    """Uncompiled, and on the CPU: forward and backward are functions of their own there."""
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    contest, script = scripts("contest"), scripts("softmax_loss")
+    args = scripts("harness").arguments("", argv=["--peers", "none"])
+    seen = {}
+    monkeypatch.setattr(contest, "contenders", lambda op, args: seen.setdefault("op", op) and {})
+    script.make(("cross_entropy", (6, 10)), args)
+    op = seen["op"]
+    arrays, targets = ([torch.from_numpy(a) for a in part] for part in (op.arrays, op.targets))
+    dy = torch.tensor(0.5)
+    passes = contest.in_graphs(op, "it", arrays, targets, dy)["it"]
+    y, cache = op.forward(*op.arrays, *op.targets)
+    np.testing.assert_allclose(passes["forward"]().item(), y, rtol=1e-6)
+    (dx,) = passes["backward"]()
+    np.testing.assert_allclose(dx, op.backward(np.float32(0.5), cache), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.torch

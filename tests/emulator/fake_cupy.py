@@ -19,6 +19,7 @@ What it does not imitate: that work is asynchronous, and what a GPU rounds other
 from __future__ import annotations
 
 import operator
+import time
 import weakref
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -750,10 +751,14 @@ def _cuda(machine):
             pass
 
         def record(self, stream=None):
-            pass
+            self.time = time.perf_counter()
 
         def synchronize(self):
             pass
+
+    def get_elapsed_time(start, end):
+        """Milliseconds; everything is done at once, so the host's clock is the device's."""
+        return 1e3 * (end.time - start.time)
 
     @contextmanager
     def using_allocator(allocator=None):
@@ -785,7 +790,7 @@ def _cuda(machine):
     cuda.Stream = lambda *args, **kwargs: Stream(machine, *args, **kwargs)
     cuda.Stream.null = machine.null
     cuda.get_current_stream = lambda: machine.stream
-    cuda.get_elapsed_time = lambda start, end: 0.0
+    cuda.get_elapsed_time = get_elapsed_time
     cuda.MemoryPool, cuda.using_allocator = MemoryPool, using_allocator
     cuda.memory = SimpleNamespace(
         OutOfMemoryError=OutOfMemoryError, MemoryPool=MemoryPool, CUDARuntimeError=CUDARuntimeError
