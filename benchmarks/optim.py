@@ -1,8 +1,8 @@
 """Time one update of all parameters by each optimiser, on networks of two sizes.
 
-PyTorch's modes: foreach (all tensors in one call) and, where it has one, its fused kernel. What is
-compared before the timing are all parameters after two updates. On the GPU "one launch" is what a
-recorded step of Trainer runs, and the plain line the optimiser's own step.
+PyTorch's modes: a loop, foreach (all tensors in one call) and, where it has one, its fused kernel.
+What is compared before the timing are all parameters after two updates. On the GPU "one launch" is
+what a recorded step of Trainer runs, and the plain line the optimiser's own step.
 
     python benchmarks/optim.py --only Adam
 """
@@ -58,12 +58,13 @@ def make(case: tuple[str, str], args: argparse.Namespace) -> contest.Contest:
         calls[f"{contest.OURS} cupy, one launch"] = {"step": one_launch(*prepared("cupy"))}
     torch = harness.torch_on(args.device) if contest.asked(args, "PyTorch") else None
     if torch is not None:
-        for mode in ("foreach", "fused")[: 2 if name in FUSED else 1]:
+        for mode in ("for-loop", "foreach", "fused")[: 3 if name in FUSED else 2]:
             model = getattr(models, network)(rng=0)
             params = [torch.from_numpy(p).to(args.device) for _, p, _ in model.named_params()]
             for i, p in enumerate(params):
                 p.requires_grad_().grad = torch.from_numpy(contest.draw(i, p.shape)).to(args.device)
-            optimizer = getattr(torch.optim, name)(params, **OPTIONS[name], **{mode: True})
+            how = {"foreach": False} if mode == "for-loop" else {mode: True}
+            optimizer = getattr(torch.optim, name)(params, **OPTIONS[name], **how)
 
             def torch_update(optimizer: Any = optimizer, params: Any = params) -> Any:
                 optimizer.step()

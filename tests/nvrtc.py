@@ -39,6 +39,9 @@ def library():
         for path in sorted(root.glob("*/**/libnvrtc.so*")):
             if "alt" not in path.name and "builtins" not in path.name:
                 try:
+                    # Which it opens by name: some wheels leave finding it to whoever loads them.
+                    for builtins in path.parent.glob("libnvrtc-builtins.so*"):
+                        ctypes.CDLL(str(builtins))
                     return ctypes.CDLL(str(path))
                 except OSError:
                     continue
