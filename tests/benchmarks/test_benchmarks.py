@@ -23,7 +23,7 @@ CASES = {  # one case, by part of its name, for each script
     "pool": "max 2x2, 64",
     "norm": "layer_norm",
     "linear": "128 to 10",
-    "activations": "tanh, 64x128",
+    "activations": "gelu, 64x128",
     "softmax_loss": "cross_entropy, 64x10",
     "im2col": "5x5, 1",
     "optim": "SGD, reference",
