@@ -32,8 +32,9 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.conv_block import OFF
 from minicnn.ops.jit import Call, flat, kernel
-from minicnn.ops.last import OFF, padded, to_first, to_last
+from minicnn.ops.last import padded, to_first, to_last
 from minicnn.ops.packed import pack, unpacker
 from minicnn.ops.share import take
 from minicnn.ops.vector import (

@@ -33,6 +33,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.conv_block import OFF
 from minicnn.ops.copy_numba import clear, copy
 from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.packed import pack, unpacker
@@ -53,7 +54,6 @@ from minicnn.ops.vector import (
 )
 from minicnn.shapes import Window
 
-OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
 # Tiles (R, V) to choose from, each compiled when first used: 16 registers with AVX, else 32.
 # Few, so that what a tile needs of all filters stays in the L1 cache.
 TILES = (5, 2), (3, 3), (8, 1)

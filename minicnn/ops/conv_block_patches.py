@@ -23,7 +23,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import number_of_parts, round_up
-from minicnn.ops.conv_block_lists import OFF
+from minicnn.ops.conv_block import OFF
 from minicnn.ops.copy_numba import clear, copy
 from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.packed import pack, unpacker

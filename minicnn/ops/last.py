@@ -20,6 +20,8 @@ import numba
 import numpy as np
 
 from minicnn.backend import Array
+from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.conv_block import OFF
 from minicnn.ops.jit import flat, kernel
 from minicnn.ops.vector import (
     add,
@@ -47,15 +49,13 @@ from minicnn.ops.vector import (
 from minicnn.shapes import Window
 
 CHUNK = 1 << 14  # numbers: a piece of work where nothing is summed
-OFF = 255  # the winner of a window whose maximum the ReLU has set to zero
 PARTS = 16
 BLOCK = 64
 
 
 def padded(channels: int, dtype: Any) -> int:
     """Return P for so many channels."""
-    L = lanes(dtype)
-    return -(-channels // L) * L
+    return round_up(channels, lanes(dtype))
 
 
 # ---------------------------------------------------------------- layout
