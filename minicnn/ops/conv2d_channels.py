@@ -21,7 +21,10 @@ on padding are left out: every tile has its runs of k (or of pixels, for dw). Wi
 8 images side by side, a tile is one place of 8 images, and none of its products is wasted. In a
 depthwise convolution each lane of y reads its own lane of x, with `vector.lane_tile`.
 
-Around the products, `pack` and `unpack` turn a band of rows of an NCHW image into packed form and
+Where y's channels are in the lanes too, a tile is some whole windows of the pool that follows (or
+8 single pixels), and goes through ReLU and max-pool to y while it is in the registers.
+
+Otherwise `pack` and `unpack` around the products turn a band of rows of an NCHW image into packed form and
 back, within the cache. A thread takes whole bands and owns what it writes. Weight gradients are
 summed in a number of parts that depends on the shapes alone, so the number of threads changes no
 bit. Sums longer than BLOCK are added block by block, which keeps rounding errors small.
@@ -50,6 +53,7 @@ from minicnn.ops.conv2d_maps import (
     number_of_parts,
     round_up,
 )
+from minicnn.ops.conv_block import OFF
 from minicnn.ops.copy_numba import copy
 from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.last import finish
@@ -74,12 +78,14 @@ from minicnn.ops.vector import (
     store_rows,
     tile_add,
     tile_load,
+    tile_pool,
     tile_repeat,
     tile_store,
     transpose,
     zero,
     zeros,
 )
+from minicnn.shapes import Pair
 
 NARROW, WIDE = ROWS, 2 * ROWS  # vectors of a tile on a panel of one and of two vectors
 BAND_BYTES = 768 << 10  # packed input and output of a band: they stay in the L2 cache
@@ -98,6 +104,7 @@ class Plan(NamedTuple):
 
     depthwise: bool  # one channel in, one out, for each group
     images: int  # side by side in the buffers: an item of work
+    whole: bool  # tiles are whole windows of the pool: the target is y itself
     cost: int  # vector operations an image
     # Maps: rows, columns, and elements of an image
     source_channels: int
@@ -127,7 +134,7 @@ class Plan(NamedTuple):
     lattice_columns: np.ndarray  # (phases,)
     band_lattice: int  # rows of each lattice in a band
     pixels: np.ndarray  # (phases, pixels)
-    targets: np.ndarray  # (phases, pixels)
+    targets: np.ndarray  # (phases, pixels), or one for each window where tiles are `whole`
     depth: np.ndarray  # (phases,) number of taps k
     cols: np.ndarray  # (phases, depth)
     weight_taps: np.ndarray  # (phases, depth) where tap k lies in w, from ...
@@ -159,18 +166,25 @@ _unpack = unpacker(
 
 
 @lru_cache(maxsize=256)
-def _plan(geometry: Geometry, N: int, L: int, unit: int = 1) -> tuple[Plan, np.ndarray]:
+def _plan(
+    geometry: Geometry, N: int, L: int, pool: Pair = (1, 1), y_last: bool = False
+) -> tuple[Plan, np.ndarray]:
     """Tabulate the forward of a geometry, or its adjoint, in the cheaper of two packings.
 
-    A band has a multiple of `unit` rows. Also return the plan as kernels get it.
+    A band has whole windows of the pool. Also return the plan as kernels get it.
     """
     maps, KW = maps_of(geometry), geometry.window.kernel[1]
-    plans = [_tabulate(maps, KW, N, L, images, unit) for images in (1, ROWS)]
+    whole = y_last and ROWS % (pool[0] * pool[1]) == 0
+    plans = [
+        _tabulate(maps, KW, N, L, images, pool, whole and images == 1) for images in (1, ROWS)
+    ]
     plan = min(plans, key=lambda plan: plan.cost * round_up(N, plan.images))
     return plan, pack_plan(plan)
 
 
-def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, unit: int) -> Plan:
+def _tabulate(
+    maps: Maps, KW: int, N: int, L: int, images: int, pool: Pair, whole: bool
+) -> Plan:
     (SC, SH, SW), (TC, TH, TW) = maps.source, maps.target
     rows, columns, SG, TG = maps.rows, maps.columns, maps.source_group, maps.target_group
 
@@ -201,23 +215,28 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, unit: int) -> Pl
     room = BAND_BYTES * L // VECTOR_BYTES - halo * WB * pitch
     most = max(1, room // (scale * WB * pitch + step * TW * width))
     shares = -(-SHARES // -(-N // images))
-    band = round_up(-(-lattice // max(-(-lattice // most), min(shares, lattice))), unit)
+    band = round_up(-(-lattice // max(-(-lattice // most), min(shares, lattice))), pool[0])
     bands = -(-lattice // band)
     buffer_rows = (band - 1) * scale + halo + 1
 
     phases = [(r, c) for r in rows for c in columns]
-    places = band * max(c.places for c in columns) * images
+    unit = pool if whole else (1, 1)
+    orders = [_order(band, c.places, images, unit) for _, c in phases]
+    places = max(i.size for i, _, _ in orders)
     deepest = max(len(r.taps) * len(c.taps) for r, c in phases) * SG
     pixels, targets = np.zeros((2, len(phases), places), np.int32)
     cols = np.zeros((len(phases), deepest), np.int32)
     weight_taps = np.zeros((len(phases), deepest), np.int64)
     depth = np.array([len(r.taps) * len(c.taps) * SG for r, c in phases])
-    for a, (r, c) in enumerate(phases):
-        i, j, k = np.ogrid[:band, : c.places, :images]
+    for a, ((r, c), (i, j, k)) in enumerate(zip(phases, orders)):
         at = (i * r.scale * WB + j * c.scale) * pitch + k * len(source_channel)
-        pixels[a, : at.size] = at.ravel()
-        at = ((r.start + i * r.step) * TW + c.start + j * c.step) * width + k * len(channel)
-        targets[a, : at.size] = at.ravel()
+        pixels[a, : at.size] = at
+        row, column = r.start + i * r.step, c.start + j * c.step
+        at = (row * TW + column) * width + k * len(channel)
+        if whole:
+            at = (row // pool[0] * (TW // pool[1]) + column // pool[1]) * len(channel)
+            at = at[:: pool[0] * pool[1]]
+        targets[a, : at.size] = at
         at = np.add.outer(
             (np.array(r.offsets, int) - first_row) * WB, np.array(c.offsets, int) - first_column
         )
@@ -226,7 +245,7 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, unit: int) -> Pl
         cols[a, : depth[a]] = np.add.outer(at * pitch, c_in).ravel()
         weight_taps[a, : depth[a]] = np.add.outer(tap, c_in * maps.source_weight).ravel()
 
-    tap_runs_at, tap_runs, products = _tap_runs(phases, maps, band, bands, images)
+    tap_runs_at, tap_runs, products = _tap_runs(phases, orders, maps, band, bands, unit[0])
     pixel_runs_at, pixel_runs = _pixel_runs(rows[0], columns[0], maps, band, bands, images)
     h, w = np.indices((min(buffer_rows, SH), SW))
     # A packed vector takes the time of some forty products, most of it waiting for memory.
@@ -234,6 +253,7 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, unit: int) -> Pl
     return Plan(
         depthwise=depthwise,
         images=images,
+        whole=whole,
         cost=(products * ROWS * int(panel_width.sum()) // L + packs) // images,
         source_channels=SC,
         source_rows=SH,
@@ -274,24 +294,33 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, unit: int) -> Pl
     )
 
 
+def _order(rows: int, columns: int, images: int, pool: Pair) -> tuple[np.ndarray, ...]:
+    """Return row, column and image of the pixels of a band, window by window of a pool."""
+    shape = rows // pool[0], columns // pool[1], *pool, images
+    i, j, p, q, k = (a.ravel() for a in np.indices(shape))
+    return i * pool[0] + p, j * pool[1] + q, k
+
+
 def _tap_runs(
-    phases: list[tuple[Phase, Phase]], maps: Maps, band: int, bands: int, images: int
+    phases: list[tuple[Phase, Phase]],
+    orders: list[tuple[np.ndarray, ...]],
+    maps: Maps,
+    band: int,
+    bands: int,
+    unit: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """List, for every tile of pixels, the runs of k in which a pixel of it meets a pixel.
 
-    Also return how many k the tiles of all bands take together.
+    Bands have a multiple of `unit` rows. Also return how many k the tiles of all bands take.
     """
-    tiles = -(-band * max(c.places for _, c in phases) * images // ROWS)
+    tiles = -(-max(i.size for i, _, _ in orders) // ROWS)
     counts, runs = np.zeros((len(phases), bands, tiles), np.int64), []
-    for a, (r, c) in enumerate(phases):
+    for a, ((r, c), (i_in, j_in, _)) in enumerate(zip(phases, orders)):
         rows, columns = _span(r.meets(maps.source[1])), _span(c.meets(maps.source[2]))
         for b in range(bands):
-            pixels = max(0, min(r.places - b * band, band)) * c.places * images
-            tile = (
-                np.minimum(np.arange(round_up(pixels, ROWS)), pixels - 1).reshape(-1, ROWS)
-                // images
-            )
-            i, j = b * band + tile // c.places, tile % c.places
+            pixels = np.count_nonzero(i_in < (r.places - b * band) // unit * unit)
+            tile = np.minimum(np.arange(round_up(pixels, ROWS)), pixels - 1).reshape(-1, ROWS)
+            i, j = b * band + i_in[tile], j_in[tile]
             p = rows[0][i].min(axis=1), rows[1][i].max(axis=1)
             q = columns[0][j].min(axis=1), columns[1][j].max(axis=1)
             counts[a, b, : len(tile)], new = _runs(p, q, len(c.taps), maps.source_group)
@@ -407,7 +436,7 @@ def unpack(packed, shift, pixels, planes, count, image, start):
                     image[start + planes[s] + p] = packed[shift + pixels[p] + s]
 
 
-@kernel()
+@kernel(inline=True)
 def _pack_source(x, x_last, n, images, band, plan, out):
     """Pack the source rows of a band of some images from n on, with the zeros around them."""
     slots = plan.source_planes.size
@@ -441,7 +470,7 @@ def _pack_source(x, x_last, n, images, band, plan, out):
             pack(x, start, plan.source_planes, plan.source_pixels, first, count, out, shift)
 
 
-@kernel()
+@kernel(inline=True)
 def _pack_weights(w, plan, phase, panel, out):
     """Gather the taps of one panel: out[k, slot] for every k, zero where a slot is empty."""
     depth, width = plan.depth[phase], plan.panel_width[panel]
@@ -457,18 +486,26 @@ def _pack_weights(w, plan, phase, panel, out):
 
 @kernel()
 def tile_products(
-    acc, depthwise, x, x0, pixels, count, cols, runs_at, runs, w, w0, bias, b0, y, y0, targets
-):
+    acc, area, depthwise, x, x0, pixels, count, cols, runs_at, runs, w, w0, bias, b0,
+    y, y0, targets, relu, winner,
+):  # fmt: skip
     """``y[targets[p] + y0] = bias[b0] + sum over k of x[pixels[p] + x0 + cols[k]] * w[w0][k]``.
 
     For p < count, on a panel as wide as a row of `acc`, a block of zeros. Tile t of pixels takes
-    the k in ``runs[runs_at[t]] .. runs[runs_at[t + 1]]``.
+    the k in ``runs[runs_at[t]] .. runs[runs_at[t + 1]]``. With `area`, every len(area) pixels are a
+    window, and y gets their maxima, through ReLU if asked for.
     """
     width = lane_count(w) * (len(acc) // ROWS)
     for t in range((count + ROWS - 1) // ROWS):
         rows = offsets(pixels, t * ROWS, count - 1, ROWS)  # past the end: the last pixel again
         sums = tile_repeat(acc, bias, b0, ROWS)
-        for r in range(runs_at[t], runs_at[t + 1]):
+        a, b = runs_at[t], runs_at[t + 1]
+        if b - a == 1 and runs[a, 1] - runs[a, 0] <= BLOCK and not depthwise:
+            first = runs[a, 0]
+            n, wk = runs[a, 1] - first, w0 + first * width
+            sums = outer_tile(sums, x, x0, rows, cols, first, n, w, wk, width)
+            a = b
+        for r in range(a, b):
             first, end = runs[r, 0], runs[r, 1]
             for k in range(first, end, BLOCK):
                 n, wk = min(BLOCK, end - k), w0 + k * width
@@ -477,7 +514,11 @@ def tile_products(
                 else:
                     block = outer_tile(acc, x, x0, rows, cols, k, n, w, wk, width)
                 sums = tile_add(sums, block)
-        tile_store(sums, y, y0, offsets(targets, t * ROWS, count - 1, ROWS))
+        if len(area) == 0:
+            tile_store(sums, y, y0, offsets(targets, t * ROWS, count - 1, ROWS))
+        else:
+            first, end = t * (ROWS // len(area)), count // len(area)
+            tile_pool(sums, area, relu, OFF, y, y0, targets, first, end, winner)
 
 
 @kernel()
@@ -521,23 +562,32 @@ def add_pixels(dy, at, count, pitch, db, s):
 # ---------------------------------------------------------------- work of one thread
 
 
-@kernel()
-def _correlate_band(x, w, bias, y, winner, n, images, band, plan, to, source, target):
+@kernel(inline=True)
+def _correlate_band(x, w, bias, y, winner, n, images, band, plan, area, to, source, target):
     _pack_source(x, to.x_last, n, images, band, plan, source)
+    first, y0 = band * plan.band_rows, 0
+    if len(area):
+        columns = plan.target_columns // to.pool_columns
+        y0 = n * (plan.target_rows // to.pool_rows) + first // to.pool_rows
+        y0 *= columns * plan.target_planes.size
     for a in range(plan.depth.size):
         rows = min(plan.band_lattice, plan.lattice_rows[a] - band * plan.band_lattice)
         count = rows * plan.lattice_columns[a] * plan.images
+        if len(area):
+            count = rows // to.pool_rows * (plan.lattice_columns[a] // to.pool_columns) * len(area)
         pixels, targets, cols = plan.pixels[a], plan.targets[a], plan.cols[a]
         runs_at = plan.tap_runs_at[a, band]
         for panel in range(plan.panel_slot.size):
             slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
             w0 = plan.weight_start[a] + slot * plan.depth[a]
-            args = (plan.depthwise, source, x0, pixels, count, cols, runs_at, plan.tap_runs, w, w0)
+            args = area, plan.depthwise, source, x0, pixels, count, cols, runs_at, plan.tap_runs
+            rest = w, w0, bias, slot, target, y0 + slot, targets, to.relu, winner
             if plan.panel_width[panel] == lane_count(w):
-                tile_products(zeros(w, NARROW), *args, bias, slot, target, slot, targets)
+                tile_products(zeros(w, NARROW), *args, *rest)
             else:
-                tile_products(zeros(w, WIDE), *args, bias, slot, target, slot, targets)
-    first = band * plan.band_rows
+                tile_products(zeros(w, WIDE), *args, *rest)
+    if len(area):
+        return
     rows = min(plan.target_rows, first + plan.band_rows) - first
     planes, pixels = plan.target_planes, plan.target_pixels
     for m in range(images):
@@ -552,7 +602,7 @@ def _correlate_band(x, w, bias, y, winner, n, images, band, plan, to, source, ta
             unpack(target, m * planes.size, pixels, planes, rows * plan.target_columns, y, start)
 
 
-@kernel()
+@kernel(inline=True)
 def _gradient_band(x, dy, to, n, images, band, plan, source, target, dw, db, more):
     _pack_source(x, to.x_last, n, images, band, plan, source)
     slots, columns = plan.target_planes.size, plan.target_columns
@@ -614,7 +664,7 @@ def _reduce_bias(parts, plan, db):
 
 
 @kernel(parallel=True)
-def _correlate(x, w, bias, y, winner, N, table, to, taken, packed, sources, targets):
+def _correlate(x, w, bias, y, winner, N, table, area, to, taken, packed, sources, targets):
     shape = _unpack(table)
     for i in numba.prange(shape.depth.size * shape.panel_slot.size):
         plan = _unpack(table)
@@ -624,12 +674,13 @@ def _correlate(x, w, bias, y, winner, N, table, to, taken, packed, sources, targ
     for t in numba.prange(len(sources)):
         plan = _unpack(table)
         items = (N + plan.images - 1) // plan.images * plan.bands
-        source, target = sources[t], targets[t]
+        source, target = sources[t], y if len(area) else targets[t]
         i = take(taken, 0)
         while i < items:
             n, band = i // plan.bands * plan.images, i % plan.bands
             images = min(plan.images, N - n)
-            _correlate_band(x, packed, bias, y, winner, n, images, band, plan, to, source, target)
+            own = area, to, source, target
+            _correlate_band(x, packed, bias, y, winner, n, images, band, plan, *own)
             i = take(taken, 0)
 
 
@@ -696,7 +747,8 @@ def correlation(
     winner: Array | None = None,
 ) -> Call:
     """Return what `correlate` runs."""
-    plan, table = _plan(geometry, max(1, len(x)), lanes(x.dtype), to.pool_rows)
+    pool = to.pool_rows, to.pool_columns
+    plan, table = _plan(geometry, max(1, len(x)), lanes(x.dtype), pool, to.y_last)
     there = plan.target_planes >= 0
     bias = np.zeros(there.size, x.dtype)
 
@@ -715,6 +767,7 @@ def correlation(
             np.empty(0, np.uint8) if winner is None else winner.reshape(-1),
             len(x),
             table,
+            (0,) * (pool[0] * pool[1] if plan.whole else 0),
             to,
             np.zeros(1, np.int64),
         ),
@@ -752,5 +805,5 @@ def weight_gradients(
 
 def _band_sizes(plan: Plan) -> tuple[int, int]:
     source = plan.buffer_rows * plan.buffer_columns * plan.source_planes.size * plan.images
-    target = plan.band_rows * plan.target_columns * plan.target_planes.size * plan.images
+    target = 0 if plan.whole else plan.band_rows * plan.target_columns * plan.target_planes.size * plan.images
     return source, target

@@ -293,20 +293,22 @@ def _pack_filter(w, f, plan, out):
 
 @kernel()
 def _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, count):
-    """For every position of windows first .. end, list the filters that won there."""
+    """For every position of windows first .. end, list the filters that won there.
+
+    Where the ReLU was off, a filter is listed behind the last position, to be overwritten.
+    """
     room, z = plan.filters, 0
     for m in range(images):
         for q in range(first, end):
             e = ((n + m) * plan.windows + q) * plan.slots
-            for k in range(plan.positions):
+            for k in range(plan.positions + 1):
                 count[z + k] = 0
             for f in range(plan.filters):
-                k = np.int64(winner[e + f])
-                if k != OFF:
-                    c = (z + k) * room + count[z + k]
-                    at_of[c] = f * tile
-                    g[c] = dy[e + f]
-                    count[z + k] += 1
+                k = z + min(np.int64(winner[e + f]), plan.positions)
+                c = count[k]
+                at_of[k * room + c] = f * tile
+                g[k * room + c] = dy[e + f]
+                count[k] = c + 1
             z += plan.positions
 
 
@@ -409,8 +411,8 @@ def backward(
     images = max(plan.filter_images, plan.pixel_images)
     padding = images * plan.buffer if plan.padded else 0
     pixels = plan.pixel_images * plan.pixel_windows * plan.positions
-    entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, pixels * F)
-    counts = max(FILTERS, pixels)
+    entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, (pixels + 1) * F)
+    counts = max(FILTERS, pixels + 1)
 
     return Call(
         _backward,

@@ -4,8 +4,9 @@
 
 As in `conv_block_lists`, only the winners count: dw[f] is the sum of g(q, f) times the patch at
 the pixel that won window q. Few channels would leave most lanes of a channels-last map empty, so
-here the patches themselves are written down (im2col), in the order of w: tap (c, p, q) in lane
-(c*KH + p)*KW + q. A patch is short, and one filter alone would wait for each sum before it adds
+here the patches themselves are written down (im2col), column by column: tap (c, p, q) in lane
+(q*C + c)*KH + p. What a row of pixels reads, written in that order once, then holds every patch of
+the row in one piece. A patch is short, and one filter alone would wait for each sum before it adds
 the next; R filters at a time keep the machine busy, window by window. For that, every filter has
 an entry for every window, with a gradient of zero where the ReLU was off.
 
@@ -24,7 +25,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import number_of_parts, round_up
 from minicnn.ops.conv_block import OFF
-from minicnn.ops.copy_numba import clear, copy
+from minicnn.ops.copy_numba import clear, copy, spread
 from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.packed import pack, unpacker
 from minicnn.ops.share import take
@@ -66,8 +67,8 @@ class Plan(NamedTuple):
     column_dilation: int
     top: int
     left: int
-    buffer_rows: int  # of a channel in a band, with padding, and
-    buffer_columns: int  # with room for a vector to be loaded at the last pixel
+    padded: bool
+    strip_columns: int  # columns of x, with padding
     pool_rows: int
     pool_columns: int
     window_rows: int
@@ -109,8 +110,8 @@ def _plan(
         column_dilation=win.dilation[1],
         top=win.padding[0][0],
         left=win.padding[1][0],
-        buffer_rows=(band * pool[0] - 1) * win.stride[0] + win.extent[0],
-        buffer_columns=win.padded(H, W)[1] + L,
+        padded=win.padded(H, W) != (H, W),
+        strip_columns=win.padded(H, W)[1],
         pool_rows=pool[0],
         pool_columns=pool[1],
         window_rows=PH,
@@ -125,42 +126,46 @@ def _plan(
 
 
 @kernel()
-def _copy_rows(x, n, first, plan, out):
-    """Copy what a band from pixel row `first` on reads of an image, zeros where there is none."""
-    width = plan.buffer_columns
-    top = first * plan.row_stride - plan.top
-    for c in range(plan.channels):
-        for i in range(plan.buffer_rows):
-            to = (c * plan.buffer_rows + i) * width
-            clear(out, to, width)
-            if 0 <= top + i < plan.rows:
-                start = ((n * plan.channels + c) * plan.rows + top + i) * plan.columns
-                to += plan.left
-                copy(x, start, plan.columns, out, to)
+def _write_strips(x, n, first, count, plan, out):
+    """Write what each of `count` rows of pixels reads, from row `first` of an image on.
+
+    A strip holds the taps (c, p) of every column side by side, and zeros for padding.
+    """
+    taps = plan.channels * plan.kernel_rows
+    length = plan.strip_columns * taps
+    for i in range(count):
+        if plan.padded:
+            clear(out, i * length, length)
+        top = (first + i) * plan.row_stride - plan.top
+        for c in range(plan.channels):
+            for p in range(plan.kernel_rows):
+                row = top + p * plan.row_dilation
+                if 0 <= row < plan.rows:
+                    start = ((n * plan.channels + c) * plan.rows + row) * plan.columns
+                    to = i * length + plan.left * taps + c * plan.kernel_rows + p
+                    spread(x, start, plan.columns, out, to, taps)
 
 
 @kernel()
-def _write_patches(rows, count, plan, out):
-    """Write the patches of `count` rows of pixels side by side.
+def _write_patches(strips, count, plan, out):
+    """Write the patches of `count` rows of pixels side by side, each as whole vectors.
 
-    A row of taps is stored as whole vectors, the surplus of which the next row overwrites.
+    What stands behind a patch's own numbers does not matter.
     """
-    L = lane_count(rows)
-    KW, step = plan.kernel_columns, plan.column_stride
+    L = lane_count(strips)
+    taps = plan.channels * plan.kernel_rows
+    pixels = plan.window_columns * plan.pool_columns
     for i in range(count):
-        for j in range(plan.window_columns * plan.pool_columns):
-            to = (i * plan.window_columns * plan.pool_columns + j) * plan.patch
-            for c in range(plan.channels):
-                for p in range(plan.kernel_rows):
-                    row = i * plan.row_stride + p * plan.row_dilation
-                    at = (c * plan.buffer_rows + row) * plan.buffer_columns + j * step
-                    if plan.column_dilation == 1:
-                        for q in range(0, KW, L):
-                            store(out, to + q, load(rows, at + q))
-                    else:
-                        for q in range(KW):
-                            out[to + q] = rows[at + q * plan.column_dilation]
-                    to += KW
+        for j in range(pixels):
+            at = (i * plan.strip_columns + j * plan.column_stride) * taps
+            to = (i * pixels + j) * plan.patch
+            if plan.column_dilation == 1:
+                for v in range(0, plan.patch, L):
+                    store(out, to + v, load(strips, at + v))
+            else:
+                for q in range(plan.kernel_columns):
+                    start = at + q * plan.column_dilation * taps
+                    copy(strips, start, taps, out, to + q * taps)
 
 
 @kernel()
@@ -205,12 +210,12 @@ def _add_band(at_of, g, windows, patches, plan, R, V, sums, bias, db):
 @kernel(parallel=True)
 def _weight_gradient(
     x, dy, winner, dw, db, N, accumulate, table, R, V, taken,
-    rows, patches, at_of, g, bias, dws, dbs,
+    strips, patches, at_of, g, bias, dws, dbs,
 ):  # fmt: skip
     taken[0] = 0
-    for t in numba.prange(len(rows)):
+    for t in numba.prange(len(strips)):
         plan, parts = _unpack(table), len(dws)
-        rows_, patches_, at, g_, bias_ = rows[t], patches[t], at_of[t], g[t], bias[t]
+        strips_, patches_, at, g_, bias_ = strips[t], patches[t], at_of[t], g[t], bias[t]
         part = take(taken, 0)
         while part < parts:
             dw_, db_ = dws[part], dbs[part]
@@ -219,8 +224,9 @@ def _weight_gradient(
             for n in range(part * N // parts, (part + 1) * N // parts):
                 for first in range(0, plan.window_rows, plan.band):
                     end = min(plan.window_rows, first + plan.band)
-                    _copy_rows(x, n, first * plan.pool_rows, plan, rows_)
-                    _write_patches(rows_, (end - first) * plan.pool_rows, plan, patches_)
+                    rows = (end - first) * plan.pool_rows
+                    _write_strips(x, n, first * plan.pool_rows, rows, plan, strips_)
+                    _write_patches(strips_, rows, plan, patches_)
                     _list_windows(dy, winner, n, first, end, plan, at, g_)
                     windows = (end - first) * plan.window_columns
                     _add_band(at, g_, windows, patches_, plan, R, V, dw_, bias_, db_)
@@ -233,7 +239,8 @@ def _weight_gradient(
             store(sums, i, add(load(sums, i), load(more, i)))
     for f in range(plan.filters):
         for i in range(plan.weights):
-            total = sums[f * plan.patch + i]
+            tap, q = i // plan.kernel_columns, i % plan.kernel_columns
+            total = sums[f * plan.patch + q * (plan.channels * plan.kernel_rows) + tap]
             e = f * plan.weights + i
             dw[e] = dw[e] + total if accumulate else total
         bias_total = 0.0
@@ -260,6 +267,7 @@ def weight_gradient(
     threads = numba.get_num_threads()
     parts = number_of_parts(max(1, N), plan.slots * plan.patch * x.itemsize)
     windows = plan.band * plan.window_columns
+    rows = plan.band * plan.pool_rows
     pixels = windows * plan.pool_rows * plan.pool_columns
     entries = windows * plan.slots
     return Call(
@@ -279,8 +287,8 @@ def weight_gradient(
         ),
         x.dtype,
         (
-            (threads, C * plan.buffer_rows * plan.buffer_columns + L),
-            (threads, pixels * plan.patch + plan.kernel_columns + L),
+            (threads, rows * plan.strip_columns * C * plan.kernel_rows + plan.patch),
+            (threads, pixels * plan.patch),
             (threads, entries, np.int32),
             (threads, entries),
             (threads, plan.slots),

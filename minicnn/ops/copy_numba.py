@@ -2,6 +2,8 @@
 # (the compiled functions get their types from Numba)
 """Runs of numbers copied and cleared in kernels: slices would take Numba seconds to compile."""
 
+import numpy as np
+
 from minicnn.ops.jit import kernel
 from minicnn.ops.vector import lane_count, load, store, zero
 
@@ -26,3 +28,19 @@ def clear(out, to, count):
         store(out, to + i, zero(out))
     for i in range(whole, count):
         out[to + i] = 0
+
+
+@kernel()
+def spread(a, start, count, out, to, step):
+    """``out[to + i * step] = a[start + i]`` for i < count."""
+    for i in range(start, start + count):
+        out[np.uint64(to)] = a[np.uint64(i)]  # unsigned: not to be tried for a negative index
+        to += step
+
+
+@kernel()
+def collect(a, start, step, count, out, to):
+    """``out[to + i] = a[start + i * step]`` for i < count."""
+    for i in range(to, to + count):
+        out[np.uint64(i)] = a[np.uint64(start)]
+        start += step

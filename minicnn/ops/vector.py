@@ -48,6 +48,9 @@ stays in registers while k runs.
     acc = lane_tile(...)       the same with the vector a[at + rows[r] + cols[k] + v*L :][: L]
     acc = tile_load(acc, a, at, rows), tile_store(acc, a, at, rows), tile_add(x, y)
     acc = tile_repeat(acc, a, at)        every row is a[at : at + V*L]
+    tile_pool(acc, area, relu, off, a, at, table, i, end, winner)
+        each len(area) rows are a window w: its maximum goes to a[at + table[i + w]:], and who won
+        (see `take_larger`) to the same place of winner; where i + w < end
 
 Where most products would be with zero, lists say which are not (`n` entries of g and of offsets):
 
@@ -801,6 +804,46 @@ def tile_repeat(typingctx, acc, a, at, n):
 
     v = acc.dtype
     return _emits(acc(acc, a, types.intp, n), body)
+
+
+@intrinsic
+def tile_pool(typingctx, acc, area, relu, off, a, at, table, i, end, winner):
+    """With `relu`, a maximum not above zero becomes zero, and its winner `off` (NaN stays)."""
+    size, v = area.count, acc.dtype
+    who = Vector(types.uint8, v.count)
+    vectors = acc.count // ROWS
+
+    def one(e: _Emit, values: Sequence[Any], relu_: Any, off_: Any) -> tuple[Any, Any]:
+        best = values[0]
+        k_best = ir.Constant(ir.VectorType(ir.IntType(8), v.count), None)
+        for k, value in enumerate(values[1:], 1):
+            larger = e.b.and_(_larger(e, best, value), e.b.fcmp_ordered("ord", best, best))
+            best = e.b.select(larger, value, best)
+            k_best = e.b.select(larger, e.splat(ir.Constant(ir.IntType(8), k), v.count), k_best)
+        on = e.b.fcmp_unordered(">", best, e.zero(v))
+        on = e.b.or_(on, e.splat(e.b.not_(relu_), v.count))
+        none = e.splat(e.b.trunc(off_, ir.IntType(8)), v.count)
+        return e.b.select(on, best, e.zero(v)), e.b.select(on, k_best, none)
+
+    def body(e: _Emit, ty: Any, args: Any) -> None:
+        acc_, _, relu_, off_, a_, at_, table_, i_, end_, winner_ = args
+        values = e.items(acc_)
+        wanted = e.b.icmp_signed(">", e.array(winner, winner_).nitems, e.number(0))
+        for w in range(ROWS // size):
+            window = values[w * size * vectors : (w + 1) * size * vectors]
+            number = e.b.add(i_, e.number(w))
+            with e.b.if_then(e.b.icmp_signed("<", number, end_), likely=True):
+                row = e.b.sext(e.b.load(e.at(table, table_, number)), _I64)
+                for s in range(vectors):
+                    best, k_best = one(e, window[s::vectors], relu_, off_)
+                    place = at_, row, e.number(s * v.count)
+                    e.store(v, best, e.at(a, a_, *place, count=v.count))
+                    if size > 1:
+                        with e.b.if_then(wanted):
+                            e.store(who, k_best, e.at(winner, winner_, *place, count=v.count))
+
+    k = types.intp
+    return _emits(types.void(acc, area, relu, k, a, k, table, k, k, winner), body)
 
 
 @intrinsic
