@@ -24,10 +24,10 @@ depthwise convolution each lane of y reads its own lane of x, with `vector.lane_
 Where y's channels are in the lanes too, a tile is some whole windows of the pool that follows (or
 8 single pixels), and goes through ReLU and max-pool to y while it is in the registers.
 
-Otherwise `pack` and `unpack` around the products turn a band of rows of an NCHW image into packed form and
-back, within the cache. A thread takes whole bands and owns what it writes. Weight gradients are
-summed in a number of parts that depends on the shapes alone, so the number of threads changes no
-bit. Sums longer than BLOCK are added block by block, which keeps rounding errors small.
+Otherwise `pack` and `unpack` around the products turn a band of rows of an NCHW image into packed
+form and back, within the cache. A thread takes whole bands and owns what it writes. Weight
+gradients are summed in a number of parts that depends on the shapes alone, so the number of threads
+changes no bit. Sums longer than BLOCK are added block by block, which keeps rounding errors small.
 
 References
 ----------
@@ -175,16 +175,12 @@ def _plan(
     """
     maps, KW = maps_of(geometry), geometry.window.kernel[1]
     whole = y_last and ROWS % (pool[0] * pool[1]) == 0
-    plans = [
-        _tabulate(maps, KW, N, L, images, pool, whole and images == 1) for images in (1, ROWS)
-    ]
+    plans = [_tabulate(maps, KW, N, L, images, pool, whole and images == 1) for images in (1, ROWS)]
     plan = min(plans, key=lambda plan: plan.cost * round_up(N, plan.images))
     return plan, pack_plan(plan)
 
 
-def _tabulate(
-    maps: Maps, KW: int, N: int, L: int, images: int, pool: Pair, whole: bool
-) -> Plan:
+def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, pool: Pair, whole: bool) -> Plan:
     (SC, SH, SW), (TC, TH, TW) = maps.source, maps.target
     rows, columns, SG, TG = maps.rows, maps.columns, maps.source_group, maps.target_group
 
@@ -318,7 +314,7 @@ def _tap_runs(
     for a, ((r, c), (i_in, j_in, _)) in enumerate(zip(phases, orders)):
         rows, columns = _span(r.meets(maps.source[1])), _span(c.meets(maps.source[2]))
         for b in range(bands):
-            pixels = np.count_nonzero(i_in < (r.places - b * band) // unit * unit)
+            pixels = int(np.count_nonzero(i_in < (r.places - b * band) // unit * unit))
             tile = np.minimum(np.arange(round_up(pixels, ROWS)), pixels - 1).reshape(-1, ROWS)
             i, j = b * band + i_in[tile], j_in[tile]
             p = rows[0][i].min(axis=1), rows[1][i].max(axis=1)
@@ -476,9 +472,12 @@ def _pack_weights(w, plan, phase, panel, out):
     depth, width = plan.depth[phase], plan.panel_width[panel]
     at = plan.weight_start[phase] + plan.panel_slot[panel] * depth
     for k in range(depth):
+        tap = plan.weight_taps[phase, k]
         for s in range(width):
-            slot = plan.weight_slots[plan.panel_slot[panel] + s]
-            out[at + k * width + s] = w[slot + plan.weight_taps[phase, k]] if slot >= 0 else 0
+            slot = plan.weight_slots[np.uint64(plan.panel_slot[panel] + s)]
+            # Unsigned: no index is tried for being negative.
+            value = w[np.uint64(slot + tap)] if slot >= 0 else 0
+            out[np.uint64(at + k * width + s)] = value
 
 
 # ---------------------------------------------------------------- products, packed to packed
@@ -646,7 +645,8 @@ def _reduce_panel(parts, panel, plan, dw):
         slot = plan.weight_slots[plan.panel_slot[panel] + s]
         if slot >= 0:
             for k in range(depth):
-                dw[slot + plan.weight_taps[0, k]] = parts[0, at + k * width + s]
+                to = np.uint64(slot + plan.weight_taps[0, np.uint64(k)])
+                dw[to] = parts[0, np.uint64(at + k * width + s)]
 
 
 @kernel()
@@ -805,5 +805,9 @@ def weight_gradients(
 
 def _band_sizes(plan: Plan) -> tuple[int, int]:
     source = plan.buffer_rows * plan.buffer_columns * plan.source_planes.size * plan.images
-    target = 0 if plan.whole else plan.band_rows * plan.target_columns * plan.target_planes.size * plan.images
+    target = (
+        0
+        if plan.whole
+        else plan.band_rows * plan.target_columns * plan.target_planes.size * plan.images
+    )
     return source, target

@@ -41,22 +41,28 @@ from minicnn.ops.share import take
 from minicnn.ops.vector import (
     BLOCK,
     add,
+    first_bit,
     lane_count,
     lanes,
     list_tile,
     load,
+    load_winner,
     multiples,
     offsets,
     store,
     tile_add,
     tile_load,
     tile_store,
+    unless_winner,
+    winner_bits,
+    zero,
 )
 from minicnn.shapes import Window
 
 # Tiles (R, V) to choose from, each compiled when first used: 16 registers with AVX, else 32.
 # Few, so that what a tile needs of all filters stays in the L1 cache.
 TILES = (5, 2), (3, 3), (8, 1)
+BITS = 64  # of an integer
 FILTERS = 8  # of a group: an item of work for dw
 ENTRIES = 48  # of a list for dw at least, where there are so many windows: a tile is loaded and
 PIXELS = 64  # stored once a list. For dx, the windows of a block.
@@ -200,29 +206,27 @@ def _crop(out, n, images, plan, x):
 
 
 @kernel()
-def _list_winners(dy, winner, n, images, first, end, f, filters, plan, at_of, g, count, db):
-    """List the winners of some filters in windows first .. end; add their gradients to db."""
+def _list_winners(dy, winner, n, images, first, end, f, filters, plan, at_of, g, ends):
+    """List the winners of some filters in windows first .. end."""
     room = plan.filter_images * plan.filter_windows
     for r in range(filters):
-        count[r] = r * room
+        ends[r] = r * room
     for m in range(images):
         for q in range(first, end):
             e = ((n + m) * plan.windows + q) * plan.slots + f
             base = m * plan.buffer + plan.window_at[q]
             for r in range(filters):
-                k, c, gradient = winner[e + r], count[r], dy[e + r]
-                at_of[c] = base + plan.position_at[k]
-                g[c] = gradient
-                on = k != OFF
-                count[r] = c + on
-                db[r] += gradient if on else 0.0
+                # One that is off is overwritten by the next. (Unsigned: no index is negative.)
+                k, c = winner[np.uint64(e + r)], np.uint64(ends[r])
+                at_of[c], g[c] = base + plan.position_at[k], dy[np.uint64(e + r)]
+                ends[r] += k != OFF
 
 
 @kernel()
 def _gradient_group(
-    x, dy, winner, N, f, filters, plan, R, V, padding, padded, at_of, g, count, sums, db
+    x, dy, winner, N, f, filters, plan, R, V, padding, padded, at_of, g, ends, sums
 ):
-    """Add up dw of some filters from f on, in tiles behind the sums, and db."""
+    """Add up dw of some filters from f on, in tiles behind the sums."""
     L = lane_count(sums)
     unit = len(V) * L
     tile = len(R) * unit
@@ -237,13 +241,13 @@ def _gradient_group(
         source, start = (padded, 0) if plan.padded else (x, n * plan.image)
         for first in range(0, plan.windows, plan.filter_windows):
             end = min(plan.windows, first + plan.filter_windows)
-            _list_winners(dy, winner, n, images, first, end, f, filters, plan, at_of, g, count, db)
+            _list_winners(dy, winner, n, images, first, end, f, filters, plan, at_of, g, ends)
             for t in range(plan.tiles):
                 rows = offsets(plan.unit_at, t * len(R), plan.units - 1, R)
                 for r in range(filters):
                     at = (r * plan.tiles + t) * tile
-                    for i in range(r * room, count[r], BLOCK):
-                        c = min(BLOCK, count[r] - i)
+                    for i in range(r * room, ends[r], BLOCK):
+                        c = min(BLOCK, ends[r] - i)
                         block = list_tile(g, i, c, at_of, source, start, rows, V)
                         block = tile_add(tile_load(block, sums, at, places), block)
                         tile_store(block, sums, at, places)
@@ -262,7 +266,22 @@ def _add_up(sums, size):
 
 
 @kernel()
-def _write_group(sums, db_sums, f, filters, plan, rows, accumulate, dw, db):
+def _bias_gradient(dy, winner, N, f, plan, accumulate, sums, db):
+    """Add up the gradients of a vector of filters from f on where they won."""
+    total, rows = zero(dy), N * plan.windows
+    for first in range(0, rows, BLOCK):
+        block = zero(dy)
+        for i in range(first, min(rows, first + BLOCK)):
+            at = i * plan.slots + f
+            block = add(block, unless_winner(load_winner(winner, at, dy), OFF, load(dy, at)))
+        total = add(total, block)
+    store(sums, 0, total)
+    for r in range(min(lane_count(dy), plan.filters - f)):
+        db[f + r] = db[f + r] + sums[r] if accumulate else sums[r]
+
+
+@kernel()
+def _write_group(sums, f, filters, plan, rows, accumulate, dw):
     """Lay the totals out as w is."""
     size = plan.weight_at.size
     real = size // (plan.tiles * rows) * plan.units
@@ -270,11 +289,10 @@ def _write_group(sums, db_sums, f, filters, plan, rows, accumulate, dw, db):
         if f + r < plan.filters:
             at = (f + r) * plan.weights
             for e in range(real):
-                i = plan.weight_at[e]
+                i = np.int64(plan.weight_at[np.uint64(e)])
                 if i >= 0:
-                    total = sums[(filters + r) * size + e]
-                    dw[at + i] = dw[at + i] + total if accumulate else total
-            db[f + r] = db[f + r] + db_sums[r] if accumulate else db_sums[r]
+                    total, to = sums[np.uint64((filters + r) * size + e)], np.uint64(at + i)
+                    dw[to] = dw[to] + total if accumulate else total
 
 
 # ---------------------------------------------------------------- dx
@@ -286,34 +304,38 @@ def _pack_filter(w, f, plan, out):
     tile = plan.weight_at.size // plan.tiles
     for t in range(plan.tiles):
         at = (t * plan.slots + f) * tile
-        for e in range(tile):
-            i = plan.weight_at[t * tile + e]
-            out[at + e] = w[f * plan.weights + i] if i >= 0 else 0
+        for e in range(t * tile, (t + 1) * tile):
+            i = np.int64(plan.weight_at[np.uint64(e)])
+            out[np.uint64(at)] = w[np.uint64(f * plan.weights + i)] if i >= 0 else 0
+            at += 1
 
 
 @kernel()
-def _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, count):
-    """For every position of windows first .. end, list the filters that won there.
-
-    Where the ReLU was off, a filter is listed behind the last position, to be overwritten.
-    """
-    room, z = plan.filters, 0
+def _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, ends):
+    """For every position of windows first .. end, list the filters that won there."""
+    L, z = lane_count(dy), 0
     for m in range(images):
         for q in range(first, end):
             e = ((n + m) * plan.windows + q) * plan.slots
-            for k in range(plan.positions + 1):
-                count[z + k] = 0
-            for f in range(plan.filters):
-                k = z + min(np.int64(winner[e + f]), plan.positions)
-                c = count[k]
-                at_of[k * room + c] = f * tile
-                g[k * room + c] = dy[e + f]
-                count[k] = c + 1
-            z += plan.positions
+            for k in range(plan.positions):
+                c = z * plan.filters
+                for start in range(0, plan.filters, BITS):
+                    bits, here = 0, min(BITS, plan.filters - start)
+                    for r in range(0, here, L):
+                        bits |= winner_bits(winner, e + start + r, k, dy) << r
+                    if here < BITS:
+                        bits &= (1 << here) - 1  # nothing in the surplus counts
+                    while bits != 0:
+                        f = start + first_bit(bits)
+                        at_of[c], g[c] = f * tile, dy[e + f]
+                        c += 1
+                        bits &= bits - 1
+                ends[z] = c
+                z += 1
 
 
 @kernel()
-def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g, count, dx):
+def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g, ends, dx):
     """Write dx of some images from n on."""
     L = lane_count(weights)
     unit = len(V) * L
@@ -323,7 +345,7 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
     clear(out, start, images * plan.buffer)
     for first in range(0, plan.windows, plan.pixel_windows):
         end = min(plan.windows, first + plan.pixel_windows)
-        _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, count)
+        _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, ends)
         for t in range(plan.tiles):
             rows = offsets(plan.unit_at, t * len(R), plan.units - 1, R)
             w0 = t * plan.slots * tile
@@ -333,17 +355,9 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
                     at = start + m * plan.buffer + plan.window_at[q]
                     for k in range(plan.positions):
                         pixel = at + plan.position_at[k]
-                        for i in range(0, count[z], BLOCK):
-                            block = list_tile(
-                                g,
-                                z * plan.filters + i,
-                                min(BLOCK, count[z] - i),
-                                at_of,
-                                weights,
-                                w0,
-                                inner,
-                                V,
-                            )
+                        for i in range(z * plan.filters, ends[z], BLOCK):
+                            c = min(BLOCK, ends[z] - i)
+                            block = list_tile(g, i, c, at_of, weights, w0, inner, V)
                             block = tile_add(tile_load(block, out, pixel, rows), block)
                             tile_store(block, out, pixel, rows)
                         z += 1
@@ -357,7 +371,7 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
 @kernel(parallel=True)
 def _backward(
     x, dy, winner, w, dw, db, dx, N, accumulate, table, R, V, taken,
-    weights, padding, padded, at_of, g, count, sums, dbs,
+    weights, padding, padded, at_of, g, ends, sums,
 ):  # fmt: skip
     if dx.size:
         for f in numba.prange(_unpack(table).filters):
@@ -365,7 +379,7 @@ def _backward(
     taken[0] = 0
     for t in numba.prange(len(padding)):
         plan = _unpack(table)
-        mine = padding[t], at_of[t], g[t], count[t]
+        mine = padding[t], at_of[t], g[t], ends[t]
         # Blocks of images for dx, then groups of filters for dw.
         blocks = (N + plan.pixel_images - 1) // plan.pixel_images if dx.size else 0
         groups = (plan.filters + FILTERS - 1) // FILTERS
@@ -375,15 +389,16 @@ def _backward(
             images = min(plan.pixel_images, N - n)
             _scatter_block(dy, winner, weights, n, images, plan, R, V, *mine, dx)
             i = take(taken, 0)
-        own, sums_, dbs_ = padded[t], sums[t], dbs[t]
+        own, sums_, L = padded[t], sums[t], lane_count(dy)
         while i < blocks + groups:
             f = (i - blocks) * FILTERS
             filters = min(FILTERS, plan.slots - f)
-            clear(dbs_, 0, FILTERS)
             _gradient_group(
-                x, dy, winner, N, f, filters, plan, R, V, mine[0], own, *mine[1:], sums_, dbs_
+                x, dy, winner, N, f, filters, plan, R, V, mine[0], own, *mine[1:], sums_
             )
-            _write_group(sums_, dbs_, f, filters, plan, len(R), accumulate, dw, db)
+            _write_group(sums_, f, filters, plan, len(R), accumulate, dw)
+            for v in range((f + L - 1) // L * L, f + filters, L):  # a vector may be two groups
+                _bias_gradient(dy, winner, N, v, plan, accumulate, sums_, db)
             i = take(taken, 0)
 
 
@@ -411,8 +426,8 @@ def backward(
     images = max(plan.filter_images, plan.pixel_images)
     padding = images * plan.buffer if plan.padded else 0
     pixels = plan.pixel_images * plan.pixel_windows * plan.positions
-    entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, (pixels + 1) * F)
-    counts = max(FILTERS, pixels + 1)
+    entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, pixels * F)
+    counts = max(FILTERS, pixels)
 
     return Call(
         _backward,
@@ -439,7 +454,6 @@ def backward(
             (threads, entries),
             (threads, counts, np.int64),
             (threads, 2 * FILTERS * size),
-            (threads, FILTERS, np.float64),
         ),
         lambda weights, padding, *own: (weights[0], padding, _read_only(padding), *own),
     )

@@ -25,7 +25,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops.conv2d_maps import round_up
-from minicnn.ops.copy_numba import clear, copy
+from minicnn.ops.copy_numba import clear, collect, copy
 from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.packed import pack, unpacker
 from minicnn.ops.share import take
@@ -33,15 +33,20 @@ from minicnn.ops.vector import (
     BLOCK,
     ROWS,
     VECTOR_BYTES,
+    add,
     dot_tile,
     horizontal_sums,
     lane_count,
     lanes,
+    load_part,
     multiples,
     outer_tile,
+    store_part,
     tile_add,
     tile_load,
     tile_store,
+    where_positive,
+    zero,
     zeros,
 )
 
@@ -110,9 +115,7 @@ def _gather(x, first, count, begin, end, shape, out, width):
             copy(x, row + begin, end - begin, out, to)
         else:
             for c in range(begin // places, end // places):
-                at = to + c * places - begin
-                for s in range(places):
-                    out[at + s] = x[row + s * shape.pitch + c]
+                collect(x, row + c, shape.pitch, places, out, to + c * places - begin)
         clear(out, to + end - begin, width - end + begin)
 
 
@@ -270,9 +273,33 @@ def _input_block(dy, w, first, count, begin, end, shape, plan, R, RV, masked, x,
             copy(out, at, end - begin, dx, row + begin)
         else:
             for s in range(places):
-                to, come = row + s * shape.pitch + begin // places, at + s
-                for c in range((end - begin) // places):
-                    dx[to + c] = out[come + c * places]
+                to = row + s * shape.pitch + begin // places
+                collect(out, at + s, places, (end - begin) // places, dx, to)
+
+
+@kernel()
+def _mask(y, dy):
+    """Set dy to zero where y is not positive."""
+    L = lane_count(y)
+    for i in range(0, y.size, L):
+        n = y.size - i
+        part = where_positive(load_part(y, i, n, zero(y)), load_part(dy, i, n, zero(y)))
+        store_part(dy, i, n, part)
+
+
+@kernel()
+def _bias_gradient(dy, M, accumulate, db):
+    """Add up dy over its M rows, block by block."""
+    L, outputs = lane_count(dy), db.size
+    for o in range(0, outputs, L):
+        n = outputs - o
+        total = load_part(db, o, n, zero(dy)) if accumulate else zero(dy)
+        for first in range(0, M, BLOCK):
+            block = zero(dy)
+            for m in range(first, min(M, first + BLOCK)):
+                block = add(block, load_part(dy, m * outputs + o, n, zero(dy)))
+            total = add(total, block)
+        store_part(db, o, n, total)
 
 
 @kernel(parallel=True)
@@ -297,8 +324,7 @@ def _backward(
     weights_read,
     out,
 ):
-    for i in range(masked_dy.size):
-        masked_dy[i] = masked_dy[i] if y[i] > 0 else 0  # dy itself: the same memory
+    _mask(y, masked_dy)  # which is dy itself: the same memory
     taken[0] = 0
     for t in numba.prange(len(xs)):
         shape, plan = _unpack_shape(shape_table), _unpack(table)
@@ -331,11 +357,7 @@ def _backward(
                     clear(dx, at + channels, shape.pitch - channels)
             item = take(taken, 0)
         if t == 0 and db.size:
-            for o in range(outputs):
-                total = 0.0
-                for m in range(M):
-                    total += dy[m * outputs + o]
-                db[o] = db[o] + total if accumulate else total
+            _bias_gradient(dy, M, accumulate, db)
 
 
 def backward(

@@ -25,6 +25,8 @@ and take element offsets, so that one flat array holds any layout:
     unless_winner(winner, k, v)     v where another than k has won, else zero
     place_winners(winner, off, base, columns, step, skip)    int32 offsets of the winners
     where_positive(x, v)            v where x > 0, else zero
+    winner_bits(winner, i, k, a)    an integer whose bit r tells whether winner[i + r] is k, r < L
+    first_bit(bits)                 the number of the lowest bit that is set, of bits != 0
     horizontal_sum(v)               the lanes added pairwise
     horizontal_max(v)               the largest lane, or NaN
     halves(x, y)                    the even and the odd numbers of x followed by y
@@ -396,6 +398,28 @@ def where_winner(typingctx, winner, k, v):
         return e.b.select(same, v_, e.zero(v))
 
     return _emits(v(winner, types.intp, v), body)
+
+
+@intrinsic
+def winner_bits(typingctx, winner, i, k, a):
+    ty = Vector(types.uint8, _vector(a).count)
+
+    def body(e: _Emit, _: Any, args: Any) -> Any:
+        who = e.load(ty, e.at(winner, args[0], args[1], count=ty.count))
+        same = e.b.icmp_unsigned("==", who, e.splat(e.b.trunc(args[2], ir.IntType(8)), ty.count))
+        return e.b.zext(e.b.bitcast(same, ir.IntType(ty.count)), _I64)
+
+    return _emits(types.int64(winner, types.intp, types.intp, a), body)
+
+
+@intrinsic
+def first_bit(typingctx, bits):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        function = ir.FunctionType(_I64, [_I64, ir.IntType(1)])
+        count = cgutils.get_or_insert_function(e.b.module, function, "llvm.cttz.i64")
+        return e.b.call(count, [args[0], ir.Constant(ir.IntType(1), 1)])
+
+    return _emits(types.int64(types.int64), body)
 
 
 @intrinsic

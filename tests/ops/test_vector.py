@@ -15,6 +15,7 @@ from minicnn.ops import vector  # noqa: E402  (needs Numba)
 from minicnn.ops.jit import kernel  # noqa: E402
 
 ROWS, WIDE = vector.ROWS, 2 * vector.ROWS
+WIDE_STEP = 2 * vector.VECTOR_BYTES // 4 + 1  # numbers from one row of a tile to the next
 both = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -280,6 +281,62 @@ def test_tiles_are_matrix_products(lanewise, wide, n, dtype):
             expected[r, : V * L] += x * b[2 + k * 3 * L :][: V * L]
     _tiles(lanewise, wide, a, rows, cols, b, n, out)
     np.testing.assert_array_equal(out.reshape(ROWS, 2 * L), expected)
+
+
+@kernel()
+def _pool(a, area, relu, table, i, end, y, winner):
+    acc = vector.tile_load(vector.zeros(a, WIDE), a, 0, vector.multiples(0, 99, WIDE_STEP, ROWS))
+    vector.tile_pool(acc, area, relu, 255, y, 3, table, i, end, winner)
+
+
+@both
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("area", [1, 2] if ROWS == 6 else [1, 2, 4])
+def test_a_tile_is_pooled_window_by_window(area, relu, dtype):
+    L, windows = vector.lanes(dtype), ROWS // area
+    a = draw(dtype, (ROWS, WIDE_STEP)).round(1)  # with ties
+    a[0, 0], a[area - 1, 1], a[0, 2] = np.nan, np.nan, -0.0
+    end = max(1, windows - 1)  # the last window is beyond the end
+    table = (np.arange(windows + 2) * 3 * L)[::-1].astype(np.int32)
+    y, winner = np.full(9 * 3 * L, 7, dtype), np.full(9 * 3 * L, 7, np.uint8)
+    _pool(a.ravel(), (0,) * area, relu, table, 2, 2 + end, y, winner)
+    wanted, who = np.full_like(y, 7), np.full_like(winner, 7)
+    rows = a[:, : 2 * L].reshape(windows, area, 2 * L)
+    for w in range(end):
+        best = rows[w].max(axis=0)  # NaN wins
+        first = np.where(np.isnan(best), np.isnan(rows[w]), rows[w] == best).argmax(axis=0)
+        off = relu & (best <= 0)
+        at = 3 + table[2 + w]
+        wanted[at : at + 2 * L] = np.where(off, 0, best)
+        who[at : at + 2 * L] = np.where(off, 255, first)
+    np.testing.assert_array_equal(y, wanted)
+    if area > 1:
+        np.testing.assert_array_equal(winner, who)
+    else:
+        assert (winner == 7).all()
+    _pool(a.ravel(), (0,) * area, relu, table, 2, 2 + end, y, winner[:0])  # nobody asks who
+
+
+@kernel()
+def _bits(winner, k, a, out):
+    out[0] = vector.winner_bits(winner, 1, k, a)
+    out[1] = vector.first_bit(out[0])
+    out[2] = vector.first_bit(np.int64(-1) << 63)
+
+
+@both
+def test_bits_of_the_winners(dtype):
+    L = vector.lanes(dtype)
+    winner = np.random.default_rng(3).integers(0, 3, L + 1).astype(np.uint8)
+    winner[1] = 0
+    winner[L] = 255
+    a, out = np.zeros(1, dtype), np.zeros(3, np.int64)
+    for k in (1, 2, 255):
+        _bits(winner, k, a, out)
+        same = np.flatnonzero(winner[1:] == k)
+        assert out[0] == (1 << same).sum()
+        assert len(same) == 0 or out[1] == same[0]
+        assert out[2] == 63
 
 
 def test_every_access_is_checked_on_request():
