@@ -202,10 +202,9 @@ class ResidualStage(Stage):
     ) -> Any:
         """Run the backward of a branch, and add `other` to its dx: in its place if it is `ours`."""
         for i in reversed(range(len(stages))):
-            stage = stages[i]
-            if i == 0 and need_dx and ours and dy is not other and isinstance(stage, ConvStage):
-                if stage.adds:
-                    return stage.backward(dy, True, other)
+            stage, in_place = stages[i], i == 0 and need_dx and ours and dy is not other
+            if in_place and isinstance(stage, ConvStage) and stage.adds:
+                return stage.backward(dy, True, other)
             dy = stage.backward(dy, need_dx or i > 0)
         if other is None or not need_dx:
             return dy
@@ -346,9 +345,10 @@ class ConvStage(Stage):
                 geometry=self._geometry(False), to=Layouts(x.last, True),
             )  # fmt: skip
             if dx is not None:
+                to = Layouts(True, x.last, more=more and not strided)
                 self.run(
                     "dx, direct", conv2d_channels.correlation, d, w=w, b=None, y=dx,
-                    geometry=self._geometry(True), to=Layouts(True, x.last, more=more and not strided),
+                    geometry=self._geometry(True), to=to,
                 )  # fmt: skip
         if dx is not None and strided:
             taken, shape = dx, self._source.shape
