@@ -594,7 +594,7 @@ def _correlate_band(x, w, bias, y, winner, n, images, band, plan, area, to, sour
             P, pitch = planes.size, planes.size * plan.images
             finish(
                 target, m * P, pitch, P, n + m, first, rows, plan.target_rows,
-                plan.target_columns, to.pool_rows, to.pool_columns, to.relu, y, winner,
+                plan.target_columns, to.pool_rows, to.pool_columns, to.relu, to.more, y, winner,
             )  # fmt: skip
         else:
             start = (n + m) * plan.target_image + first * plan.target_columns
@@ -719,6 +719,7 @@ class Layouts(NamedTuple):
     relu: bool = False
     pool_rows: int = 1
     pool_columns: int = 1
+    more: bool = False  # y is added to
 
 
 FIRST = Layouts()

@@ -18,8 +18,9 @@ It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive
 float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 1e-6.
 Numbers near the largest float may overflow inside.
 
-An item of work is a number of tiles whose arrays stay in the cache. The sums of dw are taken in
-parts that depend on the shapes alone, so any number of threads gives the same bits.
+An item of work is a number of tiles whose arrays stay in the cache of a core. For dw, all threads
+transform the tiles of an item that stays in the cache that they share, and then each takes some of
+the T*T products: a sum has one owner, so any number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ from minicnn.shapes import Window
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
 ITEM_BYTES = 640 << 10  # of an item's transformed tiles: most of an L2 cache
-PARTS_BYTES = 64 << 20  # partial weight gradients may take so much
+SHARED_BYTES = 8 << 20  # and of an item of dw: part of an L3 cache
 SIZES = 3, 5  # R
 
 
@@ -93,12 +94,12 @@ class Plan(NamedTuple):
     columns: np.ndarray  # (tile_columns * T,)
     dy_rows: np.ndarray  # (tile_rows * M,) where those of the tile begin in the target
     dy_columns: np.ndarray  # (tile_columns * M,)
-    channels: np.ndarray  # (C,) 0, 1, 2, ...
+    channels: np.ndarray  # (C,) where a channel is in a matrix of the transformed source, from ...
+    tiles: np.ndarray  # (item,) ... where the tile begins
     products: int  # of a tile
     item: int  # tiles of an item of work
     source_step: int  # from one of its T*T matrices to the next
     target_step: int
-    tiles: np.ndarray  # (item,) 0, P, 2 * P, ...
     pool_rows: int
     pool_columns: int
 
@@ -110,7 +111,7 @@ _unpack = unpacker(
 
 @lru_cache(maxsize=256)
 def _plan(
-    C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int, R: int,
+    N: int, C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int, R: int,
     pool: tuple[int, int], L: int, forward: bool,
 ) -> tuple[Plan, np.ndarray]:  # fmt: skip
     """Return the plan, and the plan as kernels get it."""
@@ -120,12 +121,16 @@ def _plan(
     used_rows, used_columns = OH // pool[0] * pool[0], OW // pool[1] * pool[1]
     tile_rows, tile_columns = -(-used_rows // M), -(-used_columns // M)
 
-    # What an item transforms stays in the cache. One of the gradient goes through all of its sums:
-    # they should not outweigh its tiles.
     tile_bytes = T * T * (P + Q) * (VECTOR_BYTES // L)
     item = max(ROWS, min(32, ITEM_BYTES // tile_bytes) // ROWS * ROWS)
+    channels, tiles = np.arange(C), np.arange(item) * P  # (tile, channel)
     if not forward:
-        item = max(32, round_up(C * F // (C + F), ROWS))
+        # The products of the gradient run along the tiles: they lie next to each other, in panels
+        # of a vector of channels (of two in the target, see `_products`).
+        most = max(BLOCK, SHARED_BYTES // tile_bytes)
+        count = N * tile_rows * tile_columns
+        item = round_up(-(-count // -(-count // most)), ROWS)
+        channels, tiles = channels // L * (item * L) + channels % L, np.arange(item) * L
 
     def patch(tiles: int, size: int, before: int, step: int, width: int) -> np.ndarray:
         at = (np.arange(tiles)[:, None] * M - before + np.arange(width)).ravel()
@@ -146,12 +151,12 @@ def _plan(
         columns=patch(tile_columns, W, left, P, T),
         dy_rows=patch(tile_rows, OH, 0, OW * Q, M),
         dy_columns=patch(tile_columns, OW, 0, Q, M),
-        channels=np.arange(C, dtype=np.int32),
+        channels=channels.astype(np.int32),
+        tiles=tiles.astype(np.int32),
         products=T * T,
         item=item,
         source_step=item * P + L,  # a multiple of 4 KiB would throw T*T lines on one cache set
         target_step=item * Q + L,
-        tiles=np.arange(item, dtype=np.int32) * P,
         pool_rows=pool[0],
         pool_columns=pool[1],
     )
@@ -162,8 +167,8 @@ def _plan(
 
 
 @kernel()
-def _transform_source(x, first, count, plan, side, square, none, out):
-    """Write V of some tiles: ``out[k, tile, c]``."""
+def _transform_source(x, first, count, plan, side, square, none, out, start):
+    """Write V of some tiles, as tiles `start`, start + 1, ... of the item."""
     L = lane_count(x)
     each = plan.tile_rows * plan.tile_columns
     places = multiples(0, len(square) - 1, plan.source_step, square)
@@ -174,12 +179,13 @@ def _transform_source(x, first, count, plan, side, square, none, out):
         columns = offsets(plan.columns, j * len(side), j * len(side) + len(side) - 1, side)
         for c in range(0, plan.P, L):
             patch = load_grid(x, n * plan.source_image + c, rows, columns, none)
-            tile_store(transform_input(patch), out, g * plan.P + c, places)
+            at = plan.tiles[start + g] + plan.channels[c]
+            tile_store(transform_input(patch), out, at, places)
 
 
 @kernel()
-def _transform_gradient(dy, first, count, plan, grid, side, square, none, out):
-    """Write the transforms of some tiles of dy: ``out[k, tile, f]``."""
+def _transform_gradient(dy, first, count, plan, grid, side, square, none, out, start):
+    """Write the transforms of some tiles of dy, panel by panel: ``out[k, panel, tile, f]``."""
     L, M = lane_count(dy), len(grid)
     each = plan.tile_rows * plan.tile_columns
     places = multiples(0, len(square) - 1, plan.target_step, square)
@@ -190,12 +196,16 @@ def _transform_gradient(dy, first, count, plan, grid, side, square, none, out):
         columns = offsets(plan.dy_columns, j * M, j * M + M - 1, grid)
         for f in range(0, plan.Q, L):
             tile = load_grid(dy, n * plan.target_image + f, rows, columns, none)
-            tile_store(transform_filter(tile, side), out, g * plan.Q + f, places)
+            panel = f // (2 * L) * (2 * L)
+            at = panel * plan.item + (start + g) * min(2 * L, plan.Q - panel) + f - panel
+            tile_store(transform_filter(tile, side), out, at, places)
 
 
 @kernel()
-def _transform_target(products, first, count, plan, grid, square, bias, relu, scratch, y, winner):
-    """Write y of some tiles, or the pooled y and who won."""
+def _transform_target(
+    products, first, count, plan, grid, square, bias, relu, more, scratch, y, winner
+):
+    """Write y of some tiles, or add to it if `more`; or the pooled y and who won."""
     L, M = lane_count(y), len(grid)
     each = plan.tile_rows * plan.tile_columns
     places = multiples(0, len(square) - 1, plan.target_step, square)
@@ -216,6 +226,8 @@ def _transform_target(products, first, count, plan, grid, square, bias, relu, sc
                     to = n * plan.target_image + ((i + r) * plan.target_columns + j) * plan.Q + f
                     for s in range(width):
                         v = add(load(scratch, (r * M + s) * L), b)
+                        if more:
+                            v = add(load(y, to + s * plan.Q), v)
                         store(y, to + s * plan.Q, maximum(zero(y), v) if relu else v)
             else:  # the windows lie within the tiles
                 for r in range(0, height - KH + 1, KH):
@@ -264,26 +276,33 @@ def _products(v, u, count, plan, out):
 
 
 @kernel(inline=True)
-def _panel_gradients(acc, v, d, f, k, count, plan, du):
-    """``du[k, c, f ...] += sum over tiles of v[k, tile, c] * d[k, tile, f ...]``, on one panel."""
-    v0, d0 = k * plan.source_step, k * plan.target_step + f
+def _panel_gradients(acc, v, d, f, k, count, plan, du, more):
+    """``du[k, c, f ...] = sum over tiles of v[k, tile, c] * d[k, tile, f ...]``, on one panel.
+
+    Added to what is there if `more`.
+    """
+    width = lane_count(d) * (len(acc) // ROWS)
+    v0, d0 = k * plan.source_step, k * plan.target_step + f * plan.item
+    at = k * plan.C * plan.Q + f
     for c in range(0, plan.C, ROWS):
-        rows = multiples(c, plan.C - 1, 1, ROWS)
+        rows = offsets(plan.channels, c, plan.C - 1, ROWS)
         places = multiples(c, plan.C - 1, plan.Q, ROWS)
-        sums = outer_tile(acc, v, v0, rows, plan.tiles, 0, count, d, d0, plan.Q)
-        at = k * plan.C * plan.Q + f
-        tile_store(tile_add(tile_load(acc, du, at, places), sums), du, at, places)
+        sums = tile_load(acc, du, at, places) if more else acc
+        for g in range(0, count, BLOCK):
+            n = min(BLOCK, count - g)
+            block = outer_tile(acc, v, v0, rows, plan.tiles, g, n, d, d0 + g * width, width)
+            sums = tile_add(sums, block)
+        tile_store(sums, du, at, places)
 
 
 @kernel()
-def _gradients(v, d, count, plan, du):
+def _gradients(v, d, k, count, plan, du, more):
     L = lane_count(d)
-    for k in range(plan.products):
-        for f in range(0, plan.Q, 2 * L):
-            if f + L < plan.Q:
-                _panel_gradients(zeros(d, WIDE), v, d, f, k, count, plan, du)
-            else:
-                _panel_gradients(zeros(d, ROWS), v, d, f, k, count, plan, du)
+    for f in range(0, plan.Q, 2 * L):
+        if f + L < plan.Q:
+            _panel_gradients(zeros(d, WIDE), v, d, f, k, count, plan, du, more)
+        else:
+            _panel_gradients(zeros(d, ROWS), v, d, f, k, count, plan, du, more)
 
 
 # ---------------------------------------------------------------- filters
@@ -331,7 +350,7 @@ def _write_filter(du, c, plan, taps, grid, square, scratch, dw):
 
 @kernel(parallel=True)
 def _correlate(
-    x, w, turned, bias, relu, y, winner, N, table, corner, none, taken, u, vs, ms, scratch
+    x, w, turned, bias, relu, more, y, winner, N, table, corner, none, taken, u, vs, ms, scratch
 ):
     taken[:] = 0
     for t in numba.prange(len(vs)):
@@ -348,45 +367,43 @@ def _correlate(
         first = take(taken, 1) * plan.item
         while first < tiles:
             count = min(plan.item, tiles - first)
-            _transform_source(x, first, count, plan, side, square, none, v)
+            _transform_source(x, first, count, plan, side, square, none, v, 0)
             _products(v, u, count, plan, m)
-            _transform_target(m, first, count, plan, grid, square, bias, relu, mine, y, winner)
+            _transform_target(
+                m, first, count, plan, grid, square, bias, relu, more, mine, y, winner
+            )
             first = take(taken, 1) * plan.item
 
 
 @kernel(parallel=True)
-def _gradient(x, dy, dw, N, table, corner, none, taken, vs, ds, dus, scratch):
-    taken[:] = 0
-    for t in numba.prange(len(vs)):
-        plan, v, d = _unpack(table), vs[t], ds[t]
-        grid, _, side, square = lengths(corner)
-        tiles, parts = N * plan.tile_rows * plan.tile_columns, len(dus)
-        items = (tiles + plan.item - 1) // plan.item
-        part = take(taken, 0)
-        while part < parts:
-            du = dus[part]
-            du[:] = 0
-            for i in range(part * items // parts, (part + 1) * items // parts):
-                first, count = i * plan.item, min(plan.item, tiles - i * plan.item)
-                _transform_source(x, first, count, plan, side, square, none, v)
-                _transform_gradient(dy, first, count, plan, grid, side, square, none, d)
-                _gradients(v, d, count, plan, du)
-            part = take(taken, 0)
-    for k in numba.prange(_unpack(table).products):
-        shape = _unpack(table)
-        L, size, parts = lane_count(dw), shape.C * shape.Q, len(dus)
-        for i in range(k * size, (k + 1) * size, L):
-            total = load(dus[0], i)
-            for part in range(1, parts):
-                total = add(total, load(dus[part], i))
-            store(dus[0], i, total)
-    for t in numba.prange(len(vs)):
-        plan, mine, du = _unpack(table), scratch[t], dus[0]
+def _gradient(x, dy, dw, N, table, corner, none, taken, v, d, du, scratch):
+    shape, threads = _unpack(table), len(scratch)
+    tiles, item = N * shape.tile_rows * shape.tile_columns, shape.item
+    for first in range(0, tiles, item):
+        count = min(item, tiles - first)
+        taken[:] = 0
+        for t in numba.prange(threads):
+            plan = _unpack(table)
+            grid, _, side, square = lengths(corner)
+            g = take(taken, 0) * ROWS
+            while g < count:
+                n = min(ROWS, count - g)
+                _transform_source(x, first + g, n, plan, side, square, none, v, g)
+                _transform_gradient(dy, first + g, n, plan, grid, side, square, none, d, g)
+                g = take(taken, 0) * ROWS
+        for t in numba.prange(threads):
+            plan = _unpack(table)
+            k = take(taken, 1)
+            while k < plan.products:
+                _gradients(v, d, k, count, plan, du, first > 0)
+                k = take(taken, 1)
+    for t in numba.prange(threads):
+        plan, mine = _unpack(table), scratch[t]
         _, taps, _, square = lengths(corner)
-        c = take(taken, 1)
+        c = take(taken, 2)
         while c < plan.C:
             _write_filter(du, c, plan, taps, corner, square, mine, dw)
-            c = take(taken, 1)
+            c = take(taken, 2)
 
 
 # ---------------------------------------------------------------- entry points
@@ -433,26 +450,29 @@ def correlation(
     F, C, R, _ = w.shape
     H, W = x.shape[1:3]
     (top, _), (left, _) = win.padding
-    sizes = C, H, W, F, *win.output_size("conv2d", H, W), top, left
-    return _call(sizes, R, x, w, False, b, relu, pool, y, winner)
+    sizes = len(x), C, H, W, F, *win.output_size("conv2d", H, W), top, left
+    return _call(sizes, R, x, w, False, b, relu, False, pool, y, winner)
 
 
-def input_gradient(dy: Array, w: Array, win: Window, dx: Array) -> None:
-    """Write dx (N, H, W, P) from dy (N, OH, OW, Q): the forward with w turned round."""
-    input_gradients(dy, w, win, dx)()
+def input_gradient(dy: Array, w: Array, win: Window, dx: Array, *, more: bool = False) -> None:
+    """Write dx (N, H, W, P) from dy (N, OH, OW, Q), or add to it if `more`.
+
+    It is the forward with w turned round.
+    """
+    input_gradients(dy, w, win, dx, more=more)()
 
 
-def input_gradients(x: Array, w: Array, win: Window, dx: Array) -> Call:
+def input_gradients(x: Array, w: Array, win: Window, dx: Array, *, more: bool = False) -> Call:
     """Return what `input_gradient` runs; x is dy, which is its input."""
     F, C, R, _ = w.shape
     (top, _), (left, _) = win.padding
-    sizes = F, *x.shape[1:3], C, *dx.shape[1:3], R - 1 - top, R - 1 - left
-    return _call(sizes, R, x, w, True, None, False, (1, 1), dx, None)
+    sizes = len(x), F, *x.shape[1:3], C, *dx.shape[1:3], R - 1 - top, R - 1 - left
+    return _call(sizes, R, x, w, True, None, False, more, (1, 1), dx, None)
 
 
 def _call(
     sizes: tuple[int, ...], R: int, x: Array, w: Array, turned: bool, b: Array | None,
-    relu: bool, pool: tuple[int, int], y: Array, winner: Array | None,
+    relu: bool, more: bool, pool: tuple[int, int], y: Array, winner: Array | None,
 ) -> Call:  # fmt: skip
     L = lanes(x.dtype)
     plan, table = _plan(*sizes, R, pool, L, True)
@@ -470,6 +490,7 @@ def _call(
             turned,
             bias,
             relu,
+            more,
             y.reshape(-1),
             np.empty(0, np.uint8) if winner is None else winner.reshape(-1),
             len(x),
@@ -500,11 +521,8 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
     F, C, R, _ = dw.shape
     L = lanes(x.dtype)
     (top, _), (left, _) = win.padding
-    plan, table = _plan(C, *x.shape[1:3], F, *dy.shape[1:3], top, left, R, (1, 1), L, False)
-    size = plan.products * C * plan.Q
-    items = -(-len(x) * plan.tile_rows * plan.tile_columns // plan.item)
-    parts = max(1, min(16, items, max(2, PARTS_BYTES // (size * x.itemsize))))
-    threads = numba.get_num_threads()
+    sizes = len(x), C, *x.shape[1:3], F, *dy.shape[1:3], top, left
+    plan, table = _plan(*sizes, R, (1, 1), L, False)
     return Call(
         _gradient,
         (
@@ -515,15 +533,16 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
             table,
             (0,) * R,
             np.zeros(L, x.dtype),
-            np.zeros(2, np.int64),
+            np.zeros(3, np.int64),
         ),
         x.dtype,
         (
-            (threads, plan.products * plan.source_step),
-            (threads, plan.products * plan.target_step),
-            (parts, size),
-            (threads, R * R * L),
+            (1, plan.products * plan.source_step),
+            (1, plan.products * plan.target_step),
+            (1, plan.products * C * plan.Q),
+            (numba.get_num_threads(), R * R * L),
         ),
+        lambda v, d, du, scratch: (v[0], d[0], du[0], scratch),
     )
 
 

@@ -46,7 +46,7 @@ from minicnn.ops.vector import (
     winner_of,
     zero,
 )
-from minicnn.shapes import Window
+from minicnn.shapes import Pair, Window
 
 CHUNK = 1 << 14  # numbers: a piece of work where nothing is summed
 PARTS = 16
@@ -178,97 +178,147 @@ def add_maps(a: Array, b: Array, y: Array, relu: bool = False) -> None:
     _add(flat(a), flat(b), y.reshape(-1), relu)
 
 
+# ---------------------------------------------------------------- some of the pixels
+
+
+@kernel(parallel=True)
+def _take_every(x, y, N, H, W, P, OH, OW, SH, SW):
+    L = lane_count(x)
+    for row in numba.prange(N * OH):
+        n, i = row // OH, row % OH
+        for j in range(OW):
+            at, to = ((n * H + i * SH) * W + j * SW) * P, (row * OW + j) * P
+            for c in range(0, P, L):
+                store(y, to + c, load(x, at + c))
+
+
+@kernel(parallel=True)
+def _spread(dy, dx, N, H, W, P, OH, OW, SH, SW, more):
+    L = lane_count(dy)
+    for n in numba.prange(N):
+        if not more:
+            dx[n * H * W * P : (n + 1) * H * W * P] = 0
+        for i in range(OH):
+            for j in range(OW):
+                at, to = ((n * OH + i) * OW + j) * P, ((n * H + i * SH) * W + j * SW) * P
+                for c in range(0, P, L):
+                    store(dx, to + c, add(load(dx, to + c), load(dy, at + c)))
+
+
+def take_every(x: Array, stride: Pair, y: Array) -> None:
+    """Write every so many rows and columns of x to y."""
+    (N, H, W, P), (OH, OW) = x.shape, y.shape[1:3]
+    _take_every(flat(x), y.reshape(-1), N, H, W, P, OH, OW, *stride)
+
+
+def spread(dy: Array, stride: Pair, dx: Array, more: bool = False) -> None:
+    """Put the pixels of dy into every so many rows and columns of dx, or add them if `more`."""
+    (N, H, W, P), (OH, OW) = dx.shape, dy.shape[1:3]
+    _spread(flat(dy), dx.reshape(-1), N, H, W, P, OH, OW, *stride, more)
+
+
 # ---------------------------------------------------------------- batch-norm
 
 
+@kernel()
+def _add_block(block, total):
+    """Add the sums of a block to the total, and set them to zero."""
+    for c in range(0, total.size, lane_count(total)):
+        store(total, c, add(load(total, c), load(block, c)))
+        store(block, c, zero(block))
+
+
 @kernel(parallel=True)
-def _moments(x, rows, P, shift, sums, squares):
+def _moments(x, rows, P, shift, sums, squares, blocks):
     """Add up x - shift and its square over the rows, in parts."""
+    # The sums of a block lie in the cache, not in registers: memory is read in order that way.
     L, parts = lane_count(x), len(sums)
     for part in numba.prange(parts):
         first, end = part * rows // parts, (part + 1) * rows // parts
-        sums[part, :] = 0
-        squares[part, :] = 0
+        s, q = blocks[part, 0], blocks[part, 1]
+        s[:], q[:], sums[part, :], squares[part, :] = 0, 0, 0, 0
         for r in range(first, end, BLOCK):
-            last = min(end, r + BLOCK)
-            for c in range(0, P, L):
-                k, s, q = load(shift, c), zero(x), zero(x)
-                for i in range(r, last):
-                    d = sub(load(x, i * P + c), k)
-                    s, q = add(s, d), fma(d, d, q)
-                store(sums[part], c, add(load(sums[part], c), s))
-                store(squares[part], c, add(load(squares[part], c), q))
+            for i in range(r, min(end, r + BLOCK)):
+                for c in range(0, P, L):
+                    d = sub(load(x, i * P + c), load(shift, c))
+                    store(s, c, add(load(s, c), d))
+                    store(q, c, fma(d, d, load(q, c)))
+            _add_block(s, sums[part])
+            _add_block(q, squares[part])
 
 
 @kernel(parallel=True)
-def _normalise(x, rows, P, mean, scale, bias, relu, y):
+def _normalise(x, rows, P, mean, scale, bias, other, other_by, relu, y):
     L = lane_count(x)
     blocks = (rows + BLOCK - 1) // BLOCK
-    for k in numba.prange(blocks):
+    for b in numba.prange(blocks):
+        k = blocks - 1 - b  # the moments were taken in order: what they read last is in the cache
         for i in range(k * BLOCK, min(rows, (k + 1) * BLOCK)):
             for c in range(0, P, L):
-                m, a, b = load(mean, c), load(scale, c), load(bias, c)
-                v = fma(sub(load(x, i * P + c), m), a, b)
+                v = sub(load(x, i * P + c), load(mean, c))
+                v = fma(v, load(scale, c), load(bias, c))
+                if other.size:
+                    d = sub(load(other, i * P + c), load(other_by[0], c))
+                    v = add(v, fma(d, load(other_by[1], c), load(other_by[2], c)))
                 store(y, i * P + c, maximum(zero(x), v) if relu else v)
 
 
 @kernel(parallel=True)
-def _gradient_sums(x, dy, y, rows, P, mean, relu, sums, products):
+def _gradient_sums(x, dy, rows, P, mean, scale, bias, relu, sums, products, blocks):
     """Add up g and g * (x - mean) over the rows, in parts; g is dy where the ReLU was on."""
     L, parts = lane_count(x), len(sums)
     for part in numba.prange(parts):
         first, end = part * rows // parts, (part + 1) * rows // parts
-        sums[part, :] = 0
-        products[part, :] = 0
+        s, q = blocks[part, 0], blocks[part, 1]
+        s[:], q[:], sums[part, :], products[part, :] = 0, 0, 0, 0
         for r in range(first, end, BLOCK):
-            last = min(end, r + BLOCK)
-            for c in range(0, P, L):
-                m, s, q = load(mean, c), zero(x), zero(x)
-                for i in range(r, last):
-                    g = load(dy, i * P + c)
-                    if relu:
-                        g = where_positive(load(y, i * P + c), g)
-                    s, q = add(s, g), fma(g, sub(load(x, i * P + c), m), q)
-                store(sums[part], c, add(load(sums[part], c), s))
-                store(products[part], c, add(load(products[part], c), q))
+            for i in range(r, min(end, r + BLOCK)):
+                for c in range(0, P, L):
+                    g, d = load(dy, i * P + c), sub(load(x, i * P + c), load(mean, c))
+                    if relu:  # of what `_normalise` made of x, to the bit
+                        g = where_positive(fma(d, load(scale, c), load(bias, c)), g)
+                    store(s, c, add(load(s, c), g))
+                    store(q, c, fma(g, d, load(q, c)))
+            _add_block(s, sums[part])
+            _add_block(q, products[part])
 
 
 @kernel(parallel=True)
-def _input_gradient(x, dy, y, rows, P, mean, relu, scale, slope, constant, dx):
-    """``dx = g * scale + (x - mean) * slope + constant``."""
+def _input_gradient(x, dy, rows, P, mean, scale, bias, relu, slope, constant, factor, dx):
+    """``dx = g * factor + (x - mean) * slope + constant``."""
     L = lane_count(x)
     blocks = (rows + BLOCK - 1) // BLOCK
-    for k in numba.prange(blocks):
+    for b in numba.prange(blocks):
+        k = blocks - 1 - b  # the sums were taken in order
         for i in range(k * BLOCK, min(rows, (k + 1) * BLOCK)):
             for c in range(0, P, L):
-                m, a = load(mean, c), load(scale, c)
-                s, d = load(slope, c), load(constant, c)
-                g = load(dy, i * P + c)
+                g, d = load(dy, i * P + c), sub(load(x, i * P + c), load(mean, c))
                 if relu:
-                    g = where_positive(load(y, i * P + c), g)
-                store(dx, i * P + c, fma(g, a, fma(sub(load(x, i * P + c), m), s, d)))
+                    g = where_positive(fma(d, load(scale, c), load(bias, c)), g)
+                rest = fma(d, load(slope, c), load(constant, c))
+                store(dx, i * P + c, fma(g, load(factor, c), rest))
 
 
 @kernel(parallel=True)
-def _sums(x, rows, P, sums):
+def _sums(x, rows, P, sums, blocks):
     """Add up the rows, in parts."""
     L, parts = lane_count(x), len(sums)
     for part in numba.prange(parts):
         first, end = part * rows // parts, (part + 1) * rows // parts
-        sums[part, :] = 0
+        s = blocks[part]
+        s[:], sums[part, :] = 0, 0
         for r in range(first, end, BLOCK):
-            for c in range(0, P, L):
-                s = zero(x)
-                for i in range(r, min(end, r + BLOCK)):
-                    s = add(s, load(x, i * P + c))
-                store(sums[part], c, add(load(sums[part], c), s))
+            for i in range(r, min(end, r + BLOCK)):
+                for c in range(0, P, L):
+                    store(s, c, add(load(s, c), load(x, i * P + c)))
+            _add_block(s, sums[part])
 
 
 def channel_sums(x: Array, channels: int) -> Array:
     """Return the sum of each channel over all pixels, in float64."""
     P = x.shape[-1]
-    sums = np.empty((PARTS, P), x.dtype)
-    _sums(flat(x), x.size // P, P, sums)
+    sums, blocks = np.empty((2, PARTS, P), x.dtype)
+    _sums(flat(x), x.size // P, P, sums, blocks)
     return sums[:, :channels].sum(axis=0, dtype=np.float64)
 
 
@@ -280,24 +330,46 @@ def moments(x: Array, channels: int) -> tuple[Array, Array]:
     P, rows = x.shape[3], x.size // x.shape[3]
     shift = x.reshape(rows, P)[:BLOCK].mean(axis=0, dtype=np.float64).astype(x.dtype)
     shift[~np.isfinite(shift)] = 0
-    sums, squares = np.empty((2, PARTS, P), x.dtype)
-    _moments(flat(x), rows, P, shift, sums, squares)
+    sums, squares, blocks = _sum_buffers(P, x.dtype)
+    _moments(flat(x), rows, P, shift, sums, squares, blocks)
     s, q = (a[:, :channels].sum(axis=0, dtype=np.float64) / rows for a in (sums, squares))
     return shift[:channels] + s, np.maximum(q - s * s, 0)
 
 
-def normalise(x: Array, mean: Array, scale: Array, bias: Array, y: Array, relu: bool) -> None:
-    """``y = (x - mean) * scale + bias`` for each channel, and ReLU of it if asked for."""
+def factors(x: Array, *values: Array) -> Array:
+    """Return values of each channel as the kernels take them: (len(values), P), zeros beyond."""
+    out = np.zeros((len(values), x.shape[-1]), x.dtype)
+    for row, a in zip(out, values):
+        row[: len(a)] = a
+    return out
+
+
+def normalise(
+    x: Array,
+    by: Array,
+    y: Array,
+    relu: bool = False,
+    other: Array | None = None,
+    other_by: Array | None = None,
+) -> None:
+    """``y = (x - mean) * scale + bias`` for each channel, and ReLU of it if asked for.
+
+    `by` are the `factors` mean, scale and bias. `other` is added ahead of the ReLU: as it is, or
+    normalised by factors of its own.
+    """
     P = x.shape[3]
-    args = (_lanes(a, P, x.dtype) for a in (mean, scale, bias))
-    _normalise(flat(x), x.size // P, P, *args, relu, y.reshape(-1))
+    more = np.empty(0, x.dtype) if other is None else other
+    if other_by is None:
+        other_by = np.zeros((3, P), x.dtype)
+        other_by[1] = 1
+    _normalise(flat(x), x.size // P, P, *by, flat(more), other_by, relu, y.reshape(-1))
 
 
 def normalise_gradient(
     x: Array,
     dy: Array,
-    y: Array | None,
-    mean: Array,
+    by: Array,
+    relu: bool,
     var: Array,
     eps: float,
     w: Array | None,
@@ -305,29 +377,26 @@ def normalise_gradient(
 ) -> tuple[Array, Array]:
     """Write dx, and return dw and db, of batch-norm with the statistics of its own batch.
 
-    `mean` and `var` are x's; y, if given, is the output behind a ReLU.
+    `by` is what `normalise` got, and `var` the variance of x.
     """
-    C, P = len(mean), x.shape[3]
-    rows, relu = x.size // P, y is not None
-    sums, products = np.empty((2, PARTS, P), x.dtype)
-    center = _lanes(mean, P, x.dtype)
-    arrays = flat(x), flat(dy), flat(x if y is None else y), rows, P, center, relu
-    _gradient_sums(*arrays, sums, products)
+    C, P = len(var), x.shape[3]
+    rows = x.size // P
+    sums, products, blocks = _sum_buffers(P, x.dtype)
+    arrays = flat(x), flat(dy), rows, P, *by, relu
+    _gradient_sums(*arrays, sums, products, blocks)
     db = sums[:, :C].sum(axis=0, dtype=np.float64)
     inverse = 1 / np.sqrt(var + eps)
     dw = products[:, :C].sum(axis=0, dtype=np.float64) * inverse
     if dx is not None:
         scale = inverse if w is None else inverse * w
-        factors = scale, -scale * inverse * dw / rows, -scale * db / rows
-        _input_gradient(*arrays, *(_lanes(a, P, x.dtype) for a in factors), dx.reshape(-1))
+        terms = -scale * inverse * dw / rows, -scale * db / rows, scale
+        _input_gradient(*arrays, *factors(x, *terms), dx.reshape(-1))
     return dw, db
 
 
-def _lanes(a: Array, P: int, dtype: Any) -> Array:
-    """Return a vector of channels with zeros beyond."""
-    out = np.zeros(P, dtype)
-    out[: len(a)] = a
-    return out
+def _sum_buffers(P: int, dtype: Any) -> tuple[Array, Array, Array]:
+    sums, squares = np.empty((2, PARTS, P), dtype)
+    return sums, squares, np.empty((PARTS, 2, P), dtype)
 
 
 # ---------------------------------------------------------------- pooling
@@ -429,8 +498,10 @@ def mean_gradient(dy: Array, dx: Array) -> None:
 
 
 @kernel()
-def finish(packed, shift, pitch, P, n, first, rows, OH, OW, KH, KW, relu, y, winner):
+def finish(packed, shift, pitch, P, n, first, rows, OH, OW, KH, KW, relu, more, y, winner):
     """Write rows of image n, from `first` on, to y: as they are, or through ReLU and max-pool.
+
+    Without a pool they are added to what is there if `more`.
 
     Pixel p of them is ``packed[shift + p * pitch :][: P]``. They are whole windows of the pool.
     """
@@ -440,6 +511,8 @@ def finish(packed, shift, pitch, P, n, first, rows, OH, OW, KH, KW, relu, y, win
         for p in range(rows * OW):
             for c in range(0, P, L):
                 v = load(packed, shift + p * pitch + c)
+                if more:
+                    v = add(load(y, to + p * P + c), v)
                 store(y, to + p * P + c, maximum(zero(y), v) if relu else v)
         return
     PH, PW = OH // KH, OW // KW

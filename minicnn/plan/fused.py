@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn.backend import Array
 from minicnn.layers import Flatten, Linear, MaxPool2d, ReLU
 from minicnn.ops import conv2d_channels, conv2d_winograd, conv_block_numba, last, linear_numba
 from minicnn.ops.conv2d_channels import Layouts
@@ -45,10 +46,22 @@ class NormStage(Stage):
         if training and N * H * W < 2:
             self.layers[0].forward(self.first(x, "refused"))  # says why one pixel has no variance
         self._x, self._y = x, self.buffer("y", x.data.shape, x.data.dtype)
-        self._moments = np.zeros(x.channels), np.ones(x.channels)
+        self._by, self._var = last.factors(x.data, [], [], []), np.ones(x.channels)
         return Maps(self._y, x.channels)
 
+    @property
+    def relu(self) -> bool:
+        return len(self.layers) == 2
+
+    @property
+    def x(self) -> Array:
+        return self._x.data
+
     def compute(self, training: bool) -> None:
+        last.normalise(self._x.data, self.factors(training), self._y, self.relu)
+
+    def factors(self, training: bool) -> Array:
+        """Return mean, scale and bias of each channel, for `last.normalise`."""
         layer, x = self.layers[0], self._x
         C, (N, H, W, _) = x.channels, x.data.shape
         if training or not layer.buffers:
@@ -63,15 +76,14 @@ class NormStage(Stage):
         if layer.weight is not None:
             scale = scale * layer.weight
         bias = np.zeros(C) if layer.bias is None else layer.bias
-        last.normalise(x.data, mean, scale, bias, self._y, relu=len(self.layers) == 2)
-        self._moments = mean, var
+        self._by, self._var = last.factors(x.data, mean, scale, bias), var
+        return self._by
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
         layer = self.layers[0]
         dx = self.buffer("dx", dy.data.shape, dy.data.dtype) if need_dx else None
-        y = self._y if len(self.layers) == 2 else None
         dw, db = last.normalise_gradient(
-            self._x.data, dy.data, y, *self._moments, layer.eps, layer.weight, dx
+            self._x.data, dy.data, self._by, self.relu, self._var, layer.eps, layer.weight, dx
         )
         for name, g in (("weight", dw), ("bias", db)):
             if name in layer.grads:
@@ -138,6 +150,10 @@ class ResidualStage(Stage):
         super().__init__(named)
         self.body, self.shortcut = body, shortcut
         self._relu = len(self.layers) == 2
+        # A batch-norm at the end of the body runs in the same pass, and then the shortcut's too.
+        self._norm, self._other = _norm_at_end(body), _norm_at_end(shortcut)
+        if self._norm is None:
+            self._other = None
 
     def walk(self) -> Iterator[Stage]:
         for stage in (*self.body, *self.shortcut):
@@ -152,30 +168,55 @@ class ResidualStage(Stage):
         for stage in self.shortcut:
             b = stage.prepare(b, training)
         self._sum = a.data, b.data
-        self._y = self.buffer("y", a.data.shape, a.data.dtype)
+        self._y = a.data if self._norm else self.buffer("y", a.data.shape, a.data.dtype)
         return Maps(self._y, a.channels)
 
     def compute(self, training: bool) -> None:
         for stage in (*self.body, *self.shortcut):
-            stage.compute(training)
-        last.add_maps(*self._sum, self._y, self._relu)
+            if stage is not self._norm and stage is not self._other:
+                stage.compute(training)
+        if self._norm is None:
+            last.add_maps(*self._sum, self._y, self._relu)
+            return
+        other, factors = self._sum[1], None
+        if self._other is not None:
+            other, factors = self._other.x, self._other.factors(training)
+        own = self._norm.factors(training)
+        last.normalise(self._norm.x, own, self._y, self._relu, other, factors)
 
     def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+        masked = None
         if self._relu:
             masked = self.buffer("dy", dy.data.shape, dy.data.dtype)
             last.relu_gradient(dy.data, self._y, masked)
             dy = Maps(masked, dy.channels)
-        dx = self._back(self.body, dy, need_dx)
-        other = self._back(self.shortcut, dy, need_dx) if self.shortcut else dy
-        if not need_dx:
-            return None
-        last.add_maps(dx.data, other.data, dx.data)
-        return self.like(self._came, dx)
+        if self.shortcut:
+            dx = self._back(self.body, dy, need_dx)
+            dx = self._back(self.shortcut, dy, need_dx, dx, ours=bool(self.body))
+        else:
+            dx = self._back(self.body, dy, need_dx, dy, ours=masked is not None)
+        return self.like(self._came, dx) if need_dx else None
 
-    def _back(self, stages: list[Stage], dy: Any, need_dx: bool) -> Any:
+    def _back(
+        self, stages: list[Stage], dy: Any, need_dx: bool, other: Any = None, ours: bool = False
+    ) -> Any:
+        """Run the backward of a branch, and add `other` to its dx: in its place if it is `ours`."""
         for i in reversed(range(len(stages))):
-            dy = stages[i].backward(dy, need_dx or i > 0)
-        return dy
+            stage, in_place = stages[i], i == 0 and need_dx and ours and dy is not other
+            if in_place and isinstance(stage, ConvStage) and stage.adds:
+                return stage.backward(dy, True, other)
+            dy = stage.backward(dy, need_dx or i > 0)
+        if other is None or not need_dx:
+            return dy
+        y = other.data if ours else self.buffer("dx", dy.data.shape, dy.data.dtype)
+        last.add_maps(dy.data, other.data, y)
+        return Maps(y, dy.channels)
+
+
+def _norm_at_end(stages: list[Stage]) -> NormStage | None:
+    """Return the last stage if it is a batch-norm without a ReLU."""
+    stage = stages[-1] if stages else None
+    return stage if isinstance(stage, NormStage) and not stage.relu else None
 
 
 class ConvStage(Stage):
@@ -217,6 +258,14 @@ class ConvStage(Stage):
         N = len(x.data)
         H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
         sizes = win.output_size("conv2d", H, W)
+        self._window, self._stride = win, (1, 1)
+        if x.last and win.kernel == (1, 1) and win.padding == ((0, 0), (0, 0)):
+            # A stride of a 1x1 kernel leaves pixels out, and then it is the kernel of stride 1.
+            self._window, self._stride = window("", (1, 1)), win.stride
+        if self._stride != (1, 1):
+            taken = self.buffer("taken", (N, *sizes, x.data.shape[3]), w.dtype)
+            self._x = Maps(taken, x.channels)
+        self._source = x.data
         self._map = (N, *sizes, round_up(F, L))  # before the pool
         shape = (N, sizes[0] // pool[0], sizes[1] // pool[1], round_up(F, L))
         self._y = self.buffer("y", shape, w.dtype)
@@ -232,6 +281,8 @@ class ConvStage(Stage):
     def compute(self, training: bool) -> None:
         conv, pool, x = self.layers[0], self.pool_window.kernel, self._x
         w, b = conv.weight, conv.bias
+        if self._stride != (1, 1):
+            last.take_every(self._source, self._stride, x.data)
         if self._fast:
             self.run(
                 "forward, winograd", conv2d_winograd.correlation, x.data, w=w, b=b,
@@ -244,17 +295,30 @@ class ConvStage(Stage):
                 w=w, b=b, y=self._y, to=to, winner=self._winner,
             )  # fmt: skip
 
-    def backward(self, dy: Maps, need_dx: bool) -> Maps | None:
+    @property
+    def _sparse(self) -> bool:
+        """The backward visits only the winners of the pool; Winograd of a 3x3 kernel is faster."""
+        pooled = self.pool_window.kernel != (1, 1) and self._stride == (1, 1)
+        return pooled and self.layers[0].groups == 1 and not self._fast_back
+
+    @property
+    def adds(self) -> bool:
+        """The backward can add dx to what is there."""
+        return self._came.last and not self._sparse
+
+    def backward(self, dy: Maps, need_dx: bool, other: Maps | None = None) -> Maps | None:
+        """See `Stage`; dx is added to `other`, if that is given, in its place."""
         conv, pool = self.layers[0], self.pool_window.kernel
-        w, win, x = conv.weight, conv.window(), self._x
+        w, win, x, more = conv.weight, self._window, self._x, other is not None
         dw, db = conv.grads["weight"], conv.grads.get("bias")
         if db is None:
             db = self.buffer("db", (len(w),), w.dtype)
-        dx = None
-        if need_dx:
-            dx = self.buffer("dx", x.data.shape, w.dtype)
-        # Sparse: only the winners of the pool. A 3x3 kernel is faster whole by Winograd.
-        if pool != (1, 1) and conv.groups == 1 and not self._fast_back and (x.last or dx is None):
+        strided, dx = self._stride != (1, 1), None
+        if need_dx and other is not None and not strided:
+            dx = other.data
+        elif need_dx:
+            dx = self.buffer("dx of taken" if strided else "dx", x.data.shape, w.dtype)
+        if self._sparse and (x.last or dx is None):
             self.run(
                 "backward", conv_block_numba.gradients, x.data, dy=dy.data, winner=self._winner,
                 w=w, dw=dw, db=db, dx=dx, win=win, pool=pool, x_last=x.last,
@@ -272,24 +336,31 @@ class ConvStage(Stage):
             if "bias" in conv.grads:
                 db[...] = last.channel_sums(d, len(w))
             if dx is not None:
-                self.run("dx", conv2d_winograd.input_gradients, d, w=w, win=win, dx=dx)
+                self.run(
+                    "dx", conv2d_winograd.input_gradients, d, w=w, win=win, dx=dx, more=more
+                )  # fmt: skip
         else:
             self.run(
                 "dw, direct", conv2d_channels.weight_gradients, x.data, dy=d, dw=dw, db=db,
                 geometry=self._geometry(False), to=Layouts(x.last, True),
             )  # fmt: skip
             if dx is not None:
+                to = Layouts(True, x.last, more=more and not strided)
                 self.run(
                     "dx, direct", conv2d_channels.correlation, d, w=w, b=None, y=dx,
-                    geometry=self._geometry(True), to=Layouts(True, x.last),
+                    geometry=self._geometry(True), to=to,
                 )  # fmt: skip
+        if dx is not None and strided:
+            taken, shape = dx, self._source.shape
+            dx = self.buffer("dx", shape, w.dtype) if other is None else other.data
+            last.spread(taken, self._stride, dx, more)
         return None if dx is None else self.like(self._came, Maps(dx, x.channels))
 
     def _geometry(self, adjoint: bool) -> Geometry:
         conv, x = self.layers[0], self._x
         H, W = x.data.shape[1:3] if x.last else x.data.shape[2:]
         return Geometry(
-            adjoint, conv.in_channels, H, W, conv.out_channels, conv.window(), conv.groups
+            adjoint, conv.in_channels, H, W, conv.out_channels, self._window, conv.groups
         )
 
 

@@ -56,6 +56,9 @@ def test_all_three_passes_equal_the_plain_op(case, dtype):
     kernels.forward(to_last(x), w, b, cache.window, got)
     got_dx = to_last(np.zeros_like(x))
     kernels.input_gradient(to_last(dy), w, cache.window, got_dx)
+    more_dx = got_dx.copy()
+    kernels.input_gradient(to_last(dy), w, cache.window, more_dx, more=True)
+    np.testing.assert_array_equal(more_dx, got_dx + got_dx)
     got_dw = np.full_like(w, 9)
     kernels.weight_gradient(to_last(x), to_last(dy), cache.window, got_dw)
     results = [
@@ -98,6 +101,17 @@ def test_relu_and_pool_on_the_way_out(case, pool, relu):
             p, q = divmod(k, pool[1])
             value = z[n, f, i * pool[0] + p, j * pool[1] + q]
             assert value == pytest.approx(block[n, f, i, j], abs=1e-10)
+
+
+def test_dw_of_many_items(monkeypatch):
+    monkeypatch.setattr(kernels, "SHARED_BYTES", 0)
+    kernels._plan.cache_clear()
+    x, w = numbers(0, (5, 3, 22, 22)), numbers(1, (17, 3, 3, 3))
+    y, cache = ops.conv2d_forward(x, w, padding=1)
+    dy, got = numbers(2, y.shape), np.full_like(w, 9)
+    kernels.weight_gradient(to_last(x), to_last(dy), cache.window, got)
+    kernels._plan.cache_clear()
+    np.testing.assert_allclose(got, ops.conv2d_backward(dy, cache)[1], rtol=0, atol=1e-10)
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
