@@ -486,13 +486,13 @@ def _pack_weights(w, plan, phase, panel, out):
 @kernel()
 def tile_products(
     acc, area, depthwise, x, x0, pixels, count, cols, runs_at, runs, w, w0, bias, b0,
-    y, y0, targets, relu, winner,
+    y, y0, targets, more, relu, winner,
 ):  # fmt: skip
     """``y[targets[p] + y0] = bias[b0] + sum over k of x[pixels[p] + x0 + cols[k]] * w[w0][k]``.
 
     For p < count, on a panel as wide as a row of `acc`, a block of zeros. Tile t of pixels takes
     the k in ``runs[runs_at[t]] .. runs[runs_at[t + 1]]``. With `area`, every len(area) pixels are a
-    window, and y gets their maxima, through ReLU if asked for.
+    window, and y gets their maxima, through ReLU if asked for (or one pixel each, added if `more`).
     """
     width = lane_count(w) * (len(acc) // ROWS)
     for t in range((count + ROWS - 1) // ROWS):
@@ -517,7 +517,7 @@ def tile_products(
             tile_store(sums, y, y0, offsets(targets, t * ROWS, count - 1, ROWS))
         else:
             first, end = t * (ROWS // len(area)), count // len(area)
-            tile_pool(sums, area, relu, OFF, y, y0, targets, first, end, winner)
+            tile_pool(sums, area, more, relu, OFF, y, y0, targets, first, end, winner)
 
 
 @kernel()
@@ -580,7 +580,7 @@ def _correlate_band(x, w, bias, y, winner, n, images, band, plan, area, to, sour
             slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
             w0 = plan.weight_start[a] + slot * plan.depth[a]
             args = area, plan.depthwise, source, x0, pixels, count, cols, runs_at, plan.tap_runs
-            rest = w, w0, bias, slot, target, y0 + slot, targets, to.relu, winner
+            rest = w, w0, bias, slot, target, y0 + slot, targets, to.more, to.relu, winner
             if plan.panel_width[panel] == lane_count(w):
                 tile_products(zeros(w, NARROW), *args, *rest)
             else:

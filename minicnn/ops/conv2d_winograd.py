@@ -256,8 +256,8 @@ def _panel_products(acc, v, u, f, k, count, plan, out):
     v0, u0, out0 = k * plan.source_step, (k * plan.Q + f) * plan.C, k * plan.target_step + f
     for t in range(0, count, ROWS):
         rows = offsets(plan.tiles, t, count - 1, ROWS)  # past the end: the last tile again
-        sums = acc
-        for c in range(0, plan.C, BLOCK):
+        sums = outer_tile(acc, v, v0, rows, plan.channels, 0, min(BLOCK, plan.C), u, u0, width)
+        for c in range(BLOCK, plan.C, BLOCK):
             n, at = min(BLOCK, plan.C - c), u0 + c * width
             block = outer_tile(acc, v, v0, rows, plan.channels, c, n, u, at, width)
             sums = tile_add(sums, block)
@@ -321,10 +321,11 @@ def _transform_filter(w, c, turned, plan, taps, side, square, scratch, u):
         width = min(2 * L, plan.Q - panel)
         to = panel * plan.C + c * width + f - panel
         for lane in range(L):
+            there, first = f + lane < plan.F, at + (f + lane) * step
             for k in range(K):
-                tap = K - 1 - k if turned else k
-                there = f + lane < plan.F
-                scratch[k * L + lane] = w[at + (f + lane) * step + tap] if there else 0
+                # Unsigned: no index is tried for being negative.
+                tap = np.uint64(first + (K - 1 - k if turned else k))
+                scratch[np.uint64(k * L + lane)] = w[tap] if there else 0
         g = tile_load(zeros(w, taps), scratch, 0, multiples(0, K - 1, L, taps))
         places = multiples(0, len(square) - 1, plan.C * plan.Q, square)
         tile_store(transform_filter(g, side), u, to, places)

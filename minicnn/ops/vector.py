@@ -50,7 +50,7 @@ stays in registers while k runs.
     acc = lane_tile(...)       the same with the vector a[at + rows[r] + cols[k] + v*L :][: L]
     acc = tile_load(acc, a, at, rows), tile_store(acc, a, at, rows), tile_add(x, y)
     acc = tile_repeat(acc, a, at)        every row is a[at : at + V*L]
-    tile_pool(acc, area, relu, off, a, at, table, i, end, winner)
+    tile_pool(acc, area, more, relu, off, a, at, table, i, end, winner)
         each len(area) rows are a window w: its maximum goes to a[at + table[i + w]:], and who won
         (see `take_larger`) to the same place of winner; where i + w < end
 
@@ -831,8 +831,9 @@ def tile_repeat(typingctx, acc, a, at, n):
 
 
 @intrinsic
-def tile_pool(typingctx, acc, area, relu, off, a, at, table, i, end, winner):
-    """With `relu`, a maximum not above zero becomes zero, and its winner `off` (NaN stays)."""
+def tile_pool(typingctx, acc, area, more, relu, off, a, at, table, i, end, winner):
+    """With `more`, windows of one row add to what is there. With `relu`, a maximum not above zero
+    becomes zero, and its winner `off` (NaN stays)."""
     size, v = area.count, acc.dtype
     who = Vector(types.uint8, v.count)
     vectors = acc.count // ROWS
@@ -850,7 +851,7 @@ def tile_pool(typingctx, acc, area, relu, off, a, at, table, i, end, winner):
         return e.b.select(on, best, e.zero(v)), e.b.select(on, k_best, none)
 
     def body(e: _Emit, ty: Any, args: Any) -> None:
-        acc_, _, relu_, off_, a_, at_, table_, i_, end_, winner_ = args
+        acc_, _, more_, relu_, off_, a_, at_, table_, i_, end_, winner_ = args
         values = e.items(acc_)
         wanted = e.b.icmp_signed(">", e.array(winner, winner_).nitems, e.number(0))
         for w in range(ROWS // size):
@@ -859,15 +860,19 @@ def tile_pool(typingctx, acc, area, relu, off, a, at, table, i, end, winner):
             with e.b.if_then(e.b.icmp_signed("<", number, end_), likely=True):
                 row = e.b.sext(e.b.load(e.at(table, table_, number)), _I64)
                 for s in range(vectors):
-                    best, k_best = one(e, window[s::vectors], relu_, off_)
                     place = at_, row, e.number(s * v.count)
+                    values_ = window[s::vectors]
+                    if size == 1:
+                        old = e.load(v, e.at(a, a_, *place, count=v.count))
+                        values_ = [e.b.select(more_, e.b.fadd(values_[0], old), values_[0])]
+                    best, k_best = one(e, values_, relu_, off_)
                     e.store(v, best, e.at(a, a_, *place, count=v.count))
                     if size > 1:
                         with e.b.if_then(wanted):
                             e.store(who, k_best, e.at(winner, winner_, *place, count=v.count))
 
     k = types.intp
-    return _emits(types.void(acc, area, relu, k, a, k, table, k, k, winner), body)
+    return _emits(types.void(acc, area, more, relu, k, a, k, table, k, k, winner), body)
 
 
 @intrinsic

@@ -284,9 +284,9 @@ def test_tiles_are_matrix_products(lanewise, wide, n, dtype):
 
 
 @kernel()
-def _pool(a, area, relu, table, i, end, y, winner):
+def _pool(a, area, more, relu, table, i, end, y, winner):
     acc = vector.tile_load(vector.zeros(a, WIDE), a, 0, vector.multiples(0, 99, WIDE_STEP, ROWS))
-    vector.tile_pool(acc, area, relu, 255, y, 3, table, i, end, winner)
+    vector.tile_pool(acc, area, more, relu, 255, y, 3, table, i, end, winner)
 
 
 @both
@@ -299,7 +299,7 @@ def test_a_tile_is_pooled_window_by_window(area, relu, dtype):
     end = max(1, windows - 1)  # the last window is beyond the end
     table = (np.arange(windows + 2) * 3 * L)[::-1].astype(np.int32)
     y, winner = np.full(9 * 3 * L, 7, dtype), np.full(9 * 3 * L, 7, np.uint8)
-    _pool(a.ravel(), (0,) * area, relu, table, 2, 2 + end, y, winner)
+    _pool(a.ravel(), (0,) * area, False, relu, table, 2, 2 + end, y, winner)
     wanted, who = np.full_like(y, 7), np.full_like(winner, 7)
     rows = a[:, : 2 * L].reshape(windows, area, 2 * L)
     for w in range(end):
@@ -314,7 +314,19 @@ def test_a_tile_is_pooled_window_by_window(area, relu, dtype):
         np.testing.assert_array_equal(winner, who)
     else:
         assert (winner == 7).all()
-    _pool(a.ravel(), (0,) * area, relu, table, 2, 2 + end, y, winner[:0])  # nobody asks who
+    _pool(a.ravel(), (0,) * area, False, relu, table, 2, 2 + end, y, winner[:0])  # nobody asks who
+    np.testing.assert_array_equal(y, wanted)
+
+
+@both
+def test_a_tile_is_added_to_what_is_there(dtype):
+    L = vector.lanes(dtype)
+    a, y = draw(dtype, (ROWS, WIDE_STEP)), draw(dtype, 3 + 2 * L * ROWS, seed=1)
+    wanted = y.copy()
+    wanted[3:] = np.maximum(wanted[3:] + a[:, : 2 * L].ravel(), 0)
+    table = (np.arange(ROWS) * 2 * L).astype(np.int32)
+    _pool(a.ravel(), (0,), True, True, table, 0, ROWS, y, np.empty(0, np.uint8))
+    np.testing.assert_array_equal(y, wanted)
 
 
 @kernel()
