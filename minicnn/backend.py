@@ -10,9 +10,10 @@ and bulk prediction prefer ``numba`` (see `prefer`), and `use` overrides both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from operator import is_
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -140,6 +141,11 @@ def array_module(a: object) -> ModuleType:
 
         return cupy
     return np
+
+
+def same(a: Sequence[object], b: Sequence[object]) -> bool:
+    """Tell whether two lists hold the same objects, in the same order."""
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 # ---------------------------------------------------------------- steps that are recorded

@@ -11,6 +11,7 @@ import numpy as np
 from minicnn import plan
 from minicnn.backend import Array, array_module, is_cupy
 from minicnn.layers import Layer
+from minicnn.layers.contents import Contents, contents_of
 from minicnn.shapes import integer
 
 
@@ -44,8 +45,9 @@ def predict(
     y: Array = None
     with np.errstate(all="ignore"):
         for i in range(0, max(len(x), 1), step):
-            with running(model, x[i : i + step], fused, winograd) as plan:
-                part = plan.forward(x[i : i + step], training=False)
+            some = x[i : i + step]
+            with running(contents_of(model), some, fused, winograd) as plan:
+                part = plan.forward(some, training=False)
                 if y is None:
                     y = array_module(part).empty((len(x), *part.shape[1:]), part.dtype)
                 y[i : i + step] = part
@@ -59,19 +61,13 @@ def check_arrays(op: str, **arrays: Any) -> None:
             raise TypeError(f"{op}: {name}: expected an array of samples, got {type(a).__name__}")
 
 
-def on_gpu(model: Layer) -> bool:
-    """Tell whether the first parameter of a model is on the GPU."""
-    params = (p for _, layer in model.modules() for p in layer.params.values())
-    return is_cupy(next(params, None))
-
-
 @contextmanager
-def running(model: Layer, x: Array, fused: bool, winograd: bool) -> Iterator[Any]:
-    """Lend the plan that runs `model` on `x`: the GPU's if either is there, else the CPU's."""
-    if is_cupy(x) or on_gpu(model):
+def running(contents: Contents, x: Array, fused: bool, winograd: bool) -> Iterator[Any]:
+    """Lend the plan that runs a model on `x`: the GPU's if either is there, else the CPU's."""
+    if contents.on_gpu or is_cupy(x):
         from minicnn.gpu.plan import GpuPlan
 
-        yield GpuPlan(model, fused)
+        yield GpuPlan(contents.model, fused)
         return
-    with plan.running(model, x, fused, winograd) as lent:
+    with plan.running(contents, x, fused, winograd) as lent:
         yield lent

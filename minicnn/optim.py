@@ -12,15 +12,18 @@ is in p's dtype: the hyper-parameters are Python floats, which leave float32 arr
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from minicnn.backend import Array, array_module, is_cupy, pick, to_cpu
+from minicnn.backend import Array, array_module, pick, same, to_cpu
 from minicnn.shapes import check_shape, number
+
+if TYPE_CHECKING:
+    from minicnn.optim_numba import Together
+
+Params = Sequence[tuple[str, Array, Array]]  # name, parameter, gradient
 
 __all__ = [
     "SGD",
@@ -39,27 +42,18 @@ __all__ = [
 
 def all_finite(*arrays: Array) -> bool:
     """Tell whether no number of the arrays is NaN or infinite."""
-    alike = len({(type(a), a.dtype) for a in arrays}) == 1
-    if alike and all(is_cupy(a) or a.flags.c_contiguous for a in arrays):
-        return _version("all_finite", arrays[0])(*arrays)
-    return _all_finite(*arrays)
+    if arrays and _by_numba("all_finite", arrays[0]):
+        from minicnn import optim_numba  # imports Numba: only when asked for
 
-
-def _all_finite(*arrays: Array) -> bool:
+        check = optim_numba.finite_check(arrays)
+        if check is not None:
+            return check()
     return all(bool(array_module(a).isfinite(a).all()) for a in arrays)
 
 
-def _version(name: str, a: Array) -> Callable[..., Any]:
-    """Return the NumPy or the Numba version of a function on parameters, for the array `a`."""
-
-    def numba(*args: Any, **kwargs: Any) -> Any:
-        from minicnn import optim_numba  # imports Numba: only when asked for
-
-        return getattr(optim_numba, name)(*args, **kwargs)
-
-    numpy = _all_finite if name == "all_finite" else globals()[name]
-    in_order = is_cupy(a) or a.flags.c_contiguous
-    return pick(name, {"numpy": numpy, "numba": numba} if in_order else {"numpy": numpy}, a)
+def _by_numba(name: str, a: Array) -> bool:
+    by_numba: Mapping[str, Any] = {"numba": True, "numpy": False}
+    return pick(name, by_numba, a)
 
 
 class HasParams(Protocol):
@@ -69,10 +63,11 @@ class HasParams(Protocol):
         """Yield (name, parameter, gradient)."""
 
 
-class Optimizer(ABC):
+class Optimizer:
     """What all optimisers share: the loop over parameters and the state that goes with it.
 
-    A subclass names its slots, the arrays it keeps for each parameter, and writes `_update`.
+    A subclass names its slots, the arrays it keeps for each parameter, and writes `_update`. Those
+    of this module name a rule instead, which Numba applies to all parameters in one go.
 
     Parameters
     ----------
@@ -91,6 +86,9 @@ class Optimizer(ABC):
         Steps taken so far.
     """
 
+    _rule: ClassVar[str]  # a function here, and in `optim_numba.RULES`
+    _slots: ClassVar[tuple[str, ...]]  # in the order in which it takes them, after p and g
+
     def __init__(self, model: HasParams, lr: float, slots: Sequence[str]) -> None:
         if not hasattr(model, "named_params"):
             raise TypeError(
@@ -101,6 +99,7 @@ class Optimizer(ABC):
         self.step_count = 0
         self._state: dict[str, dict[str, Array]] = {}
         self._scratch: dict[str, Array] = {}
+        self._together: Together | None = None
         for name, p, _ in model.named_params():
             xp = array_module(p)
             self._state[name] = {slot: xp.zeros_like(p) for slot in slots}
@@ -130,18 +129,23 @@ class Optimizer(ABC):
         params = list(self.model.named_params())
         self.check(params)
         self.step_count += 1
-        with self._together(params):
-            for name, p, g in params:
-                self._update(p, g, self._state[name], self._scratch[name])
+        by_rule = type(self)._update is Optimizer._update
+        if by_rule and params and _by_numba("step", params[0][1]):
+            params = self._update_together(params)
+        for name, p, g in params:
+            self._update(p, g, self._state[name], self._scratch[name])
 
-    def _together(self, params: Sequence[tuple[str, Array, Array]]) -> AbstractContextManager[None]:
-        """Let one kernel update all parameters, where it is Numba that does."""
-        by_numba: Mapping[str, Any] = {"numba": True, "numpy": False}
-        if params and pick("step", by_numba, params[0][1]):
-            from minicnn import optim_numba
+    def _update_together(self, params: Params) -> Params:
+        """Update by one kernel the parameters that it takes, and return the others."""
+        arrays = [a for _, p, g in params for a in (p, g)]
+        together = self._together
+        if together is None or not same(arrays, together.arrays):
+            from minicnn.optim_numba import Together
 
-            return optim_numba.together()
-        return nullcontext()
+            rows = [(p, g, *map(self._state[name].get, self._slots)) for name, p, g in params]
+            together = self._together = Together(self._rule, arrays, rows)
+        together(**self._options())
+        return [params[i] for i in together.left]
 
     def check(self, params: Iterable[tuple[str, Array, Array]]) -> None:
         """Raise ValueError for a parameter that is not as it was when the optimiser was built."""
@@ -154,9 +158,13 @@ class Optimizer(ABC):
                     "model, or move both)"
                 )
 
-    @abstractmethod
     def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
         """Change `p` and the arrays in `state` in place; `g` is left alone, `t` is scratch."""
+        globals()[self._rule](p, g, *map(state.get, self._slots), t, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """Return what the rule takes beside arrays, in the step that has been counted."""
+        raise NotImplementedError
 
     def state_of(self, name: str) -> dict[str, Array]:
         """The arrays kept for the parameter `name`, by slot."""
@@ -173,11 +181,15 @@ class Optimizer(ABC):
 
     def map_arrays(self, convert: Callable[[Array], Array]) -> None:
         """Replace every array kept by ``convert(array)``; `to_gpu` and `to_cpu` call it."""
+        self._together = None
         self._scratch = {name: convert(t) for name, t in self._scratch.items()}
         self._state = {
             name: {slot: convert(a) for slot, a in state.items()}
             for name, state in self._state.items()
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_together": None}  # it knows the addresses of these arrays
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copy what the next step depends on, apart from the arguments of the constructor.
@@ -268,6 +280,9 @@ class SGD(Optimizer):
     learning", ICML 2013. As in PyTorch, lr multiplies b instead of entering it.
     """
 
+    _rule = "sgd_update"
+    _slots = ("momentum_buffer",)
+
     def __init__(
         self,
         model: HasParams,
@@ -288,18 +303,14 @@ class SGD(Optimizer):
             )
         super().__init__(model, lr, ["momentum_buffer"] if momentum else [])
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
-        _version("sgd_update", p)(
-            p,
-            g,
-            state.get("momentum_buffer"),
-            t,
-            lr=self.lr,
-            momentum=self.momentum,
-            dampening=self.dampening if self.step_count > 1 else 0.0,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "dampening": self.dampening if self.step_count > 1 else 0.0,
+            "weight_decay": self.weight_decay,
+            "nesterov": self.nesterov,
+        }
 
 
 def sgd_update(
@@ -387,6 +398,8 @@ class Adam(Optimizer):
     Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond", ICLR 2018 (amsgrad).
     """
 
+    _rule = "adam_update"
+    _slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     _decoupled = False
 
     def __init__(
@@ -406,24 +419,17 @@ class Adam(Optimizer):
         )
         self.eps = number(self._name, "eps", eps, ge=0)
         self.weight_decay = number(self._name, "weight_decay", weight_decay, ge=0)
-        slots = ["exp_avg", "exp_avg_sq"]
-        super().__init__(model, lr, [*slots, "max_exp_avg_sq"] if amsgrad else slots)
+        super().__init__(model, lr, self._slots if amsgrad else self._slots[:2])
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
-        _version("adam_update", p)(
-            p,
-            g,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state.get("max_exp_avg_sq"),
-            t,
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            decoupled=self._decoupled,
-            n=self.step_count,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {
+            "lr": self.lr,
+            "betas": self.betas,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "decoupled": self._decoupled,
+            "n": self.step_count,
+        }
 
 
 class AdamW(Adam):
@@ -554,6 +560,9 @@ class RMSprop(Optimizer):
     38 to 45 (centered).
     """
 
+    _rule = "rmsprop_update"
+    _slots = ("square_avg", "grad_avg", "momentum_buffer")
+
     def __init__(
         self,
         model: HasParams,
@@ -573,20 +582,14 @@ class RMSprop(Optimizer):
         slots += ["momentum_buffer"] if momentum else []
         super().__init__(model, lr, slots)
 
-    def _update(self, p: Array, g: Array, state: dict[str, Array], t: Array) -> None:
-        _version("rmsprop_update", p)(
-            p,
-            g,
-            state["square_avg"],
-            state.get("grad_avg"),
-            state.get("momentum_buffer"),
-            t,
-            lr=self.lr,
-            alpha=self.alpha,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-        )
+    def _options(self) -> dict[str, Any]:
+        return {
+            "lr": self.lr,
+            "alpha": self.alpha,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "momentum": self.momentum,
+        }
 
 
 def rmsprop_update(

@@ -10,9 +10,7 @@ parameter's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numba
@@ -22,8 +20,8 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from minicnn.backend import Array
-from minicnn.ops.jit import kernel, lock
+from minicnn.backend import Array, same
+from minicnn.ops.jit import Call, kernel
 from minicnn.ops.share import take
 from minicnn.ops.vector import (
     add,
@@ -40,6 +38,9 @@ from minicnn.ops.vector import (
     sub,
     zero,
 )
+
+Rows = Sequence[tuple[Array | None, ...]]
+Numbers = tuple[tuple[float, ...], tuple[bool, ...]]  # read by a kernel; how it is compiled
 
 # ---------------------------------------------------------------- one vector
 
@@ -255,99 +256,118 @@ def _all_finite(pieces, like, bad, taken, threads):
                 sum_ += a[k] - a[k]
             bad[i] = sum_ != 0  # NaN differs from all numbers
             i = take(taken, 0)
+    for i in range(len(pieces)):
+        if bad[i]:
+            return False
+    return True
 
 
-class _Pieces:
-    """The table of some rows of arrays, kept as long as the arrays are the same."""
+def _pieces(rows: Rows) -> np.ndarray:
+    """Return the table: of each piece its size and the addresses of up to five arrays."""
+    lines = []
+    for row in rows:
+        first: Any = row[0]
+        size, step = first.size, first.itemsize
+        starts = [0 if a is None else a.__array_interface__["data"][0] for a in row]
+        starts += [0] * (5 - len(starts))
+        for k in range(0, size, PIECE):
+            lines.append([min(PIECE, size - k), *(start and start + k * step for start in starts)])
+    return np.array(lines, np.int64).reshape(-1, 6)
 
-    def __init__(self) -> None:
-        self._rows: list[tuple[Array | None, ...]] = []
-        self.table = np.zeros((0, 6), np.int64)
-        self.taken = np.zeros(1, np.int64)
 
-    def of(self, rows: list[tuple[Array | None, ...]]) -> np.ndarray:
-        """Return the table: of each piece its size and the addresses of up to five arrays."""
-        same = len(rows) == len(self._rows) and all(
-            a is b for row, kept in zip(rows, self._rows) for a, b in zip(row, kept)
-        )
-        if not same:
-            lines = []
-            for row in rows:
-                first: Any = row[0]
-                size, step = first.size, first.itemsize
-                starts = [0 if a is None else a.__array_interface__["data"][0] for a in row]
-                starts += [0] * (5 - len(starts))
-                for k in range(0, size, PIECE):
-                    at = [start and start + k * step for start in starts]
-                    lines.append([min(PIECE, size - k), *at])
-            self.table = np.array(lines, np.int64).reshape(-1, 6)
-            self._rows = list(rows)  # keeps them alive, so that no other has their addresses
-        return self.table
+def _in_order(arrays: Iterable[Array | None]) -> bool:
+    """Tell whether these are NumPy arrays of one dtype and in C order, or None."""
+    there = [a for a in arrays if a is not None]
+    return all(
+        isinstance(a, np.ndarray) and a.dtype == there[0].dtype and a.flags.c_contiguous
+        for a in there
+    )
+
+
+def _shared_out(kernel: Any, table: np.ndarray, *args: Any) -> Call:
+    """Return the call of a kernel whose threads take pieces in turn."""
+    threads = min(numba.get_num_threads(), max(1, len(table)))
+    return Call(kernel, (table, *args, np.zeros(1, np.int64), threads))
 
 
 # ---------------------------------------------------------------- called from minicnn.optim
 
 
-_later: list[tuple[Any, ...]] | None = None  # update, arrays, numbers, flags
-_updates, _gradients = _Pieces(), _Pieces()
+_checked: tuple[Sequence[Array], Any] = (), None
 
 
-@contextmanager
-def together() -> Iterator[None]:
-    """Let the updates inside the block be made at its end, by one kernel."""
-    global _later
-    with lock:
-        _later = []
-        try:
-            yield
-            later, _later = _later, None
-            for how, group in groupby(later, key=lambda u: (u[0], u[1][0].dtype, *u[2:])):
-                update, dtype, h, flags = how
-                _run(update, [row for _, row, *_ in group], np.array(h, dtype), flags)
-        finally:
-            _later = None
+def finite_check(arrays: Sequence[Array]) -> Call | None:
+    """Return what tells whether all numbers are finite; None if the arrays are not alike.
+
+    What was made for the same arrays before is kept.
+    """
+    global _checked
+    kept, call = _checked
+    if not same(arrays, kept):
+        if not _in_order(arrays):
+            return None
+        table = _pieces([(a,) for a in arrays])
+        like, bad = np.empty(0, arrays[0].dtype), np.empty(len(table), np.bool_)
+        call = _shared_out(_all_finite, table, like, bad)
+        _checked = arrays, call
+    return call
 
 
-def _update(update: Any, row: tuple[Any, ...], h: Any, *flags: bool) -> None:
-    if _later is not None:
-        _later.append((update, row, h, flags))
-    else:
-        with lock:
-            _run(update, [row], np.array(h, row[0].dtype), flags)
+class Together:
+    """The step of an optimiser for many parameters, by one kernel for those of one dtype.
+
+    Parameters
+    ----------
+    rule : str
+        A key of RULES.
+    arrays : sequence of array
+        All parameters and gradients, for the caller to compare: it is to make another object when
+        one of them is replaced.
+    rows : sequence of (array or None, ...)
+        For each parameter: itself, its gradient, and what the optimiser keeps for it.
+
+    Attributes
+    ----------
+    left : list of int
+        The numbers of the rows that the kernel does not take: it wants C order.
+    """
+
+    def __init__(self, rule: str, arrays: Sequence[Array], rows: Rows) -> None:
+        self.arrays = arrays
+        self.left = [i for i, row in enumerate(rows) if not _in_order(row)]
+        self._rows = [row for i, row in enumerate(rows) if i not in self.left]
+        self._kernel, self._numbers = RULES[rule]
+        self._flags: tuple[bool, ...] = ()
+        self._calls: list[tuple[np.ndarray, Call]] = []  # numbers, and the kernel that reads them
+
+    def __call__(self, **options: Any) -> None:
+        """Change parameters and state in place, by the options of the rule in `minicnn.optim`."""
+        numbers, flags = self._numbers(**options)
+        if flags != self._flags:
+            self._prepare(len(numbers), flags)
+        for h, call in self._calls:
+            h[:] = numbers
+            call()
+
+    def _prepare(self, count: int, flags: tuple[bool, ...]) -> None:
+        self._flags, self._calls = flags, []
+        dtypes = [row[0].dtype for row in self._rows]  # type: ignore[union-attr]
+        for dtype in dict.fromkeys(dtypes):
+            table = _pieces([row for row, kind in zip(self._rows, dtypes) if kind == dtype])
+            h = np.empty(count, dtype)
+            self._calls.append((h, _shared_out(self._kernel, table, h, *flags)))
 
 
-def _run(update: Any, rows: list[Any], h: np.ndarray, flags: Any) -> None:
-    pieces = _updates.of(rows)
-    threads = min(numba.get_num_threads(), max(1, len(pieces)))
-    update(pieces, h, *flags, _updates.taken, threads)
-
-
-def all_finite(*arrays: Array) -> bool:
-    """Tell whether no number of the arrays, all of one dtype, is NaN or infinite."""
-    if sum(a.size for a in arrays) <= PIECE and len(arrays) == 1:  # sooner done than handed on
-        return bool(np.isfinite(arrays[0]).all())
-    with lock:
-        pieces = _gradients.of([(a,) for a in arrays])
-        bad = np.empty(len(pieces), np.bool_)
-        threads = min(numba.get_num_threads(), max(1, len(pieces)))
-        _all_finite(pieces, arrays[0].reshape(-1)[:0], bad, _gradients.taken, threads)
-        return not bad.any()
-
-
-def sgd_update(
-    p: Array, g: Array, b: Array | None, t: Array, *, lr: float, momentum: float,
-    dampening: float, weight_decay: float, nesterov: bool,
-) -> None:  # fmt: skip
-    """Like `minicnn.optim.sgd_update`."""
+def _sgd_numbers(
+    lr: float, momentum: float, dampening: float, weight_decay: float, nesterov: bool
+) -> Numbers:
     h = lr, momentum, 1 - dampening, weight_decay, lr * momentum
-    _update(_sgd, (p, g, b), h, weight_decay != 0, nesterov)
+    return h, (weight_decay != 0, bool(nesterov))
 
 
-def adam_update(
-    p: Array, g: Array, m: Array, v: Array, v_max: Array | None, t: Array, *, lr: float,
-    betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool, n: int,
-) -> None:  # fmt: skip
-    """Like `minicnn.optim.adam_update`."""
+def _adam_numbers(
+    lr: float, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool, n: int
+) -> Numbers:
     beta1, beta2 = betas
     h = (
         1 - lr * weight_decay,
@@ -360,13 +380,18 @@ def adam_update(
         eps,
         lr / (1 - beta1**n),
     )
-    _update(_adam, (p, g, m, v, v_max), h, weight_decay != 0, decoupled)
+    return h, (weight_decay != 0, decoupled)
 
 
-def rmsprop_update(
-    p: Array, g: Array, v: Array, m: Array | None, b: Array | None, t: Array, *, lr: float,
-    alpha: float, eps: float, weight_decay: float, momentum: float,
-) -> None:  # fmt: skip
-    """Like `minicnn.optim.rmsprop_update`."""
-    h = lr, alpha, 1 - alpha, eps, weight_decay, momentum
-    _update(_rmsprop, (p, g, v, m, b), h, weight_decay != 0)
+def _rmsprop_numbers(
+    lr: float, alpha: float, eps: float, weight_decay: float, momentum: float
+) -> Numbers:
+    return (lr, alpha, 1 - alpha, eps, weight_decay, momentum), (weight_decay != 0,)
+
+
+# For each rule of `minicnn.optim`: the kernel, and what it reads and how it is compiled.
+RULES: dict[str, tuple[Any, Callable[..., Numbers]]] = {
+    "sgd_update": (_sgd, _sgd_numbers),
+    "adam_update": (_adam, _adam_numbers),
+    "rmsprop_update": (_rmsprop, _rmsprop_numbers),
+}

@@ -12,9 +12,10 @@ import numpy as np
 from minicnn import ops
 from minicnn.backend import Array, array_module
 from minicnn.data import Batches, Dataset
-from minicnn.inference import check_arrays, on_gpu, predict, running
+from minicnn.inference import check_arrays, predict, running
 from minicnn.interrupts import deferred
 from minicnn.layers import Layer, Sequential
+from minicnn.layers.contents import Contents, contents_of
 from minicnn.optim import Optimizer, all_finite, clip_grad_norm
 from minicnn.plan import Plan, plan_of
 from minicnn.progress import EpochBar, Metrics, Position, correct, count_labels, counted
@@ -185,15 +186,16 @@ class Trainer:
         are as they were. Ctrl-C waits until the update is whole.
         """
         with deferred():
-            gpu = self._gpu_steps()
+            contents = contents_of(self.model)
+            gpu = self._gpu_steps(contents)
             if gpu is None:
-                return self._step(x, y)[0]
+                return self._step(x, y, contents)[0]
             loss = gpu.step(x, y, Position(), lambda _: (x, y))
             last = gpu.read()
             return last if loss is None and last is not None else float(loss)  # type: ignore
 
-    def _gpu_steps(self) -> GpuSteps | None:
-        if not on_gpu(self.model):
+    def _gpu_steps(self, contents: Contents) -> GpuSteps | None:
+        if not contents.on_gpu:
             return None
         if self._gpu is None:
             from minicnn.gpu.training import GpuSteps
@@ -201,56 +203,59 @@ class Trainer:
             self._gpu = GpuSteps(self)
         return self._gpu
 
-    def step_now(self, x: Array, y: Array, position: Position) -> float:
+    def step_now(
+        self, x: Array, y: Array, position: Position, contents: Contents | None = None
+    ) -> float:
         """Make an update as `step`, without queueing it, and count it in `position`."""
-        loss, outputs = self._step(x, y)
+        loss, outputs = self._step(x, y, contents or contents_of(self.model))
         position.add(loss, int(correct(outputs, y)), count_labels(y))
         return loss
 
-    def begin_step(self) -> None:
+    def begin_step(self, contents: Contents) -> None:
         """Set the learning rate of the next step, and the layers to training."""
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.optimizer.step_count)
-        self.model.train()
+        if not contents.training:
+            self.model.train()
 
-    def _step(self, x: Array, y: Array) -> tuple[float, Array]:
+    def _step(self, x: Array, y: Array, contents: Contents) -> tuple[float, Array]:
         check_arrays("Trainer.step", x=x, y=y)
         if not count_labels(y):
             raise ValueError(
                 f"Trainer.step: y: expected a label that counts, got none in shape {y.shape}"
             )
-        buffers = [a for _, layer in self.model.modules() for a in layer.buffers.values()]
-        before = [a.copy() for a in buffers]
-        generators = [rng.bit_generator for _, rng in self.model.named_generators()]
+        before = [a.copy() for a in contents.buffers]
+        generators = [rng.bit_generator for rng in contents.generators]
         states = [generator.state for generator in generators]
         try:
-            return self._update(x, y)
+            return self._update(x, y, contents)
         except BaseException:
-            for a, value in zip(buffers, before):
+            for a, value in zip(contents.buffers, before):
                 a[...] = value
             for generator, state in zip(generators, states):
                 generator.state = state
             raise
 
-    def _update(self, x: Array, y: Array) -> tuple[float, Array]:
-        self.begin_step()
+    def _update(self, x: Array, y: Array, contents: Contents) -> tuple[float, Array]:
+        self.begin_step(contents)
         # Overflow warnings would say less, and earlier, than the check of loss and gradients.
-        with running(self.model, x, self.fused, self.winograd) as plan, np.errstate(all="ignore"):
-            loss, outputs = self._gradients(x, y, plan)
+        with running(contents, x, self.fused, self.winograd) as plan, np.errstate(all="ignore"):
+            loss, outputs = self._gradients(x, y, plan, contents)
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}", x)
-            grads = {name: g for name, _, g in self.model.named_params()}
-            if not all_finite(*grads.values()):
-                name = next(name for name, g in grads.items() if not all_finite(g))
+            if not all_finite(*contents.grads):
+                name = next(name for name, _, g in contents.params if not all_finite(g))
                 self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
             if self.clip_norm is not None:
                 clip_grad_norm(self.model, self.clip_norm)
             self.optimizer.step()
         return loss, outputs
 
-    def _gradients(self, x: Array, y: Array, plan: Any) -> tuple[float, Array]:
+    def _gradients(
+        self, x: Array, y: Array, plan: Any, contents: Contents
+    ) -> tuple[float, Array]:
         """Return the loss and the outputs, and leave the gradients with the model."""
-        if on_gpu(self.model):
+        if contents.on_gpu:
             from minicnn.gpu.parts import gradients
 
             return gradients(self, plan, x, y)
@@ -376,9 +381,10 @@ class Trainer:
 
     def _fit_step(self, x: Array, y: Array, at: Position, batches: Batches, wanted: bool) -> float:
         """Make one step and count it; return its loss, or NaN if nobody waits for it."""
-        gpu = self._gpu_steps()
+        contents = contents_of(self.model)
+        gpu = self._gpu_steps(contents)
         if gpu is None:
-            return self.step_now(x, y, at)
+            return self.step_now(x, y, at, contents)
         loss = gpu.step(x, y, at, lambda i: next(batches.epoch(at.epoch, start=i)))
         if loss is None and wanted:
             loss = gpu.read()
@@ -404,7 +410,8 @@ class Trainer:
         classes = batches.y.dtype.kind in "iu"
         with np.errstate(all="ignore"):
             for x, y in batches:
-                with running(self.model, x, self.fused, self.winograd) as plan:
+                contents = contents_of(self.model)
+                with running(contents, x, self.fused, self.winograd) as plan:
                     outputs = plan.forward(x, training=False)
                     loss, _ = self.loss[0](outputs, y)
                 parts.append((loss, correct(outputs, y), counted(y)))
@@ -422,7 +429,7 @@ class Trainer:
 
         On the GPU it also says whether steps are recorded, and if not, why.
         """
-        gpu = self._gpu_steps()
+        gpu = self._gpu_steps(contents_of(self.model))
         if gpu is None:
             return plan_of(self.model, self.fused, self.winograd)
         from minicnn.gpu.plan import GpuPlan

@@ -22,6 +22,7 @@ from minicnn.gpu.blas import Blas
 from minicnn.gpu.graph import CannotCapture, Recording
 from minicnn.gpu.parts import is_plain_cross_entropy
 from minicnn.gpu.plan import GpuPlan
+from minicnn.layers.contents import contents_of
 from minicnn.ops.softmax_cupy import labelled, labelled_applies
 from minicnn.optim import sum_of_squares
 from minicnn.optim_cupy import Update, finish_step
@@ -258,7 +259,7 @@ class GpuSteps:
         states, lr = [generator.state for generator in generators], optimizer.lr
         if not self._queued:
             self._load()
-        trainer.begin_step()
+        trainer.begin_step(contents_of(trainer.model))
         optimizer.step_count += 1
         numbers = update.RULES[type(optimizer)](optimizer)
         running = [a for _, layer in trainer.model.modules() for a in layer.buffers.values()]

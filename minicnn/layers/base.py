@@ -116,7 +116,7 @@ class Layer(ABC):
         layers: set[int] = set()
         names: dict[int, str] = {}
         for prefix, layer in self.modules():
-            if id(layer) in layers:
+            if not layer.params or id(layer) in layers:
                 continue
             layers.add(id(layer))
             for key, p in layer.params.items():

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 from minicnn.backend import Array
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
 
 ROWS_EACH = 64  # rows that are worth a thread
 
@@ -56,8 +56,12 @@ def loss_and_gradient(x: Array, labels: Array, dx: Array) -> float:
 
     `labels` is (N,) int64 in 0 .. C-1: the caller has checked that, and that N is not 0.
     """
+    return float(x.dtype.type(loss_with_gradient(x, labels, dx)()))
+
+
+def loss_with_gradient(x: Array, labels: Array, dx: Array) -> Call:
+    """Return what `loss_and_gradient` runs; the loss comes in float64."""
     N, C = x.shape
     threads = max(1, min(numba.get_num_threads(), N // ROWS_EACH))
-    with buffers(np.float64, N) as (losses,):
-        loss = _loss_and_gradient(flat(x), flat(labels), losses, dx.reshape(-1), N, C, threads)
-    return float(x.dtype.type(loss))
+    args = flat(x), flat(labels), np.empty(N), dx.reshape(-1), N, C, threads
+    return Call(_loss_and_gradient, args)

@@ -132,14 +132,14 @@ class Call:
         shaped: Callable[..., Sequence[Any]] = lambda *arrays: arrays,
         before: Callable[[], None] | None = None,
     ) -> None:
-        self._kernel, self._own, self._before = kernel, list(args), before
+        self._kernel, self._own, self._before = kernel, tuple(args), before
         self._scratch = dtype, scratch, shaped
+        self._args: list[Any] = []  # own and scratch
         self._arena: Any = None
 
     def on(self, x: np.ndarray) -> Call:
         """Take another input of the same shape and dtype."""
-        self._own[0] = flat(x)
-        self._arena = None
+        self._args[: len(self._own)] = self._own = (flat(x), *self._own[1:])
         return self
 
     def __call__(self) -> Any:
@@ -148,7 +148,7 @@ class Call:
             _enter()
             if self._arena is not _arena:
                 dtype, scratch, shaped = self._scratch
-                self._args = (*self._own, *shaped(*_lend_rows(dtype, scratch)))
+                self._args = [*self._own, *shaped(*_lend_rows(dtype, scratch))]
                 self._arena = _arena
             if self._before is not None:
                 self._before()

@@ -19,8 +19,9 @@ import numpy as np
 from minicnn import backend
 from minicnn.backend import Array
 from minicnn.layers import Layer
+from minicnn.layers.contents import Contents, contents_of
 from minicnn.plan import ahead
-from minicnn.plan.buffers import Buffers, Maps
+from minicnn.plan.buffers import Maps
 from minicnn.plan.stages import PlainStage, Stage
 
 
@@ -56,8 +57,8 @@ class Plan:
             self.stages = stages_of(model, winograd)
         self.fused, self.lock = fused, RLock()
         self._model = model
-        self._buffers = Buffers()
-        self._seen: set[tuple[int, ...]] = set()
+        self._loss = Stage([])
+        self._seen: set[tuple[Any, ...]] = set()
 
     def forward(self, x: Array, training: bool) -> Array:
         """Return the model's output, and keep what `backward` needs if `training`.
@@ -67,14 +68,19 @@ class Plan:
         ValueError, TypeError
             As the layers do for an input that does not fit them.
         """
-        if self.fused and x.shape[1:] not in self._seen:
-            with backend.prefer("numpy"):  # without compiling
-                self._model(x[:1])  # the layers' own checks and messages
-            self._seen.add(x.shape[1:])
-        maps = first = Maps(x)
-        with ahead.helped(self.stages, first) if self.fused and training else nullcontext():
-            for stage in self.stages:
-                maps = stage.forward(maps, training)
+        if not self.fused or (training, x.shape[1:]) in self._seen:
+            return self._forward(x, training)
+        with backend.prefer("numpy"):  # without compiling
+            self._model(x[:1])  # the layers' own checks and messages
+        with ahead.helped(self.stages, Maps(x)) if training else nullcontext():
+            outputs = self._forward(x, training)
+        self._seen.add((training, x.shape[1:]))
+        return outputs
+
+    def _forward(self, x: Array, training: bool) -> Array:
+        maps = Maps(x)
+        for stage in self.stages:
+            maps = stage.forward(maps, training)
         return self.stages[-1].first(maps)
 
     def backward(self, dy: Array) -> None:
@@ -91,9 +97,12 @@ class Plan:
         """
         from minicnn.ops import cross_entropy_numba
 
-        gradient = self._buffers.get("gradient", outputs.shape, outputs.dtype)
-        loss = cross_entropy_numba.loss_and_gradient(outputs, labels, gradient)
-        return loss, lambda: gradient
+        gradient = self._loss.buffer("gradient", outputs.shape, outputs.dtype)
+        kept = self._loss.buffer("labels", labels.shape, labels.dtype)
+        kept[...] = labels
+        make = cross_entropy_numba.loss_with_gradient
+        loss = self._loss.run("loss", make, outputs, labels=kept, dx=gradient)
+        return float(outputs.dtype.type(loss)), lambda: gradient
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +124,7 @@ class Plan:
 
 def plan_of(model: Layer, fused: bool = True, winograd: bool = True) -> Plan:
     """Return the plan of a model: the one made before, unless its layers have changed."""
-    return _plan(model, tuple(id(layer) for _, layer in model.modules()), fused, winograd)
+    return _plan(model, contents_of(model).ids, fused, winograd)
 
 
 @lru_cache(maxsize=4)  # a plan keeps its model and its buffers alive
@@ -124,16 +133,16 @@ def _plan(model: Layer, layers: tuple[int, ...], fused: bool, winograd: bool) ->
 
 
 @contextmanager
-def running(model: Layer, x: Array, fused: bool, winograd: bool) -> Iterator[Plan]:
-    """Lend the plan that runs `model` on `x`, to one thread at a time.
+def running(contents: Contents, x: Array, fused: bool, winograd: bool) -> Iterator[Plan]:
+    """Lend the plan that runs a model on `x`, to one thread at a time.
 
     The fast path takes NumPy arrays of the parameters' dtype, unless `use` has chosen a version
     other than those of its kernels. It runs the layers without kernels of their own as if
     ``prefer("numba")`` had been said.
     """
     version = backend.chosen()
-    fused = fused and version in (None, "numba", "winograd") and _fits(model, x)
-    plan = plan_of(model, fused, winograd and version != "numba")
+    fused = fused and version in (None, "numba", "winograd") and _fits(contents, x)
+    plan = _plan(contents.model, contents.ids, fused, winograd and version != "numba")
     with plan.lock, _kernels() if fused else nullcontext(), backend.prefer("numba"):
         yield plan
 
@@ -145,13 +154,11 @@ def _kernels() -> Any:
     return lock
 
 
-def _fits(model: Layer, x: Array) -> bool:
-    params = [p for _, layer in model.modules() for p in layer.params.values()]
+def _fits(contents: Contents, x: Array) -> bool:
     return (
-        bool(params)
-        and all(
-            isinstance(a, np.ndarray) and a.dtype == params[0].dtype and a.flags.c_contiguous
-            for a in (x, *params)
-        )
+        contents.dtype is not None
+        and isinstance(x, np.ndarray)
+        and x.dtype == contents.dtype
+        and x.flags.c_contiguous
         and x.size > 0
     )

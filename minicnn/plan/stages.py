@@ -82,26 +82,22 @@ class Stage:
         """Return an array of this stage, kept from call to call."""
         return self.buffers.get(name, shape, dtype)
 
-    def run(self, name: str, make: Callable[..., Any], x: Array, **rest: Any) -> None:
-        """Run ``make(x=x, **rest)()``, and keep what was made for the next time.
+    def run(self, name: str, make: Callable[..., Any], x: Array, **rest: Any) -> Any:
+        """Return ``make(x=x, **rest)()``, and keep what was made for the next time.
 
         It is made anew if an array of the rest is another one, or anything else has changed. The
         input `x` may be another array of the same shape.
         """
-        if name in self._calls:
-            x_then, then, call = self._calls[name]
-            if (
-                x.shape == x_then.shape
-                and x.dtype == x_then.dtype
-                and all(a is then[key] or _equal(a, then[key]) for key, a in rest.items())
-            ):
-                if x is not x_then:
-                    self._calls[name] = x, then, call.on(x)
-                call()
-                return
-        call = make(x=x, **rest)
+        kept = self._calls.get(name)
+        if kept is None or not _alike(kept[1], rest) or not _fits(x, kept[0]):
+            call = make(x=x, **rest)
+        else:
+            call = kept[2]
+            if x is kept[0]:
+                return call()
+            call.on(x)
         self._calls[name] = x, rest, call
-        call()
+        return call()
 
     def first(self, x: Maps, name: str = "first") -> Array:
         """Return the data in layout FIRST."""
@@ -130,8 +126,16 @@ class Stage:
         return self.last(a, "like") if x.last else Maps(self.first(a, "like"))
 
 
-def _equal(a: Any, b: Any) -> bool:
-    return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and a == b
+def _alike(these: dict[str, Any], those: dict[str, Any]) -> bool:
+    """Tell whether all arrays are the same ones, and all else is equal."""
+    for a, b in zip(these.values(), those.values()):
+        if a is not b and (isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or a != b):
+            return False
+    return True
+
+
+def _fits(x: Array, then: Array) -> bool:
+    return x is then or (x.shape == then.shape and x.dtype == then.dtype)
 
 
 class PlainStage(Stage):

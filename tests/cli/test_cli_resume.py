@@ -49,8 +49,8 @@ def ended(cli, step, *numbers, argv=ARGV):
     """Run the command line, with signals to this process in the midst of one update."""
     update = Trainer._update
 
-    def interrupted(trainer, x, y):
-        done = update(trainer, x, y)
+    def interrupted(trainer, *args):
+        done = update(trainer, *args)
         if trainer.optimizer.step_count == step:
             for number in numbers:
                 os.kill(os.getpid(), number)

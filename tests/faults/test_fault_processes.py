@@ -16,12 +16,12 @@ sys.path.insert(0, sys.argv[1])
 import kill_resume
 from minicnn.train import Trainer
 update = Trainer._update
-def slowly(trainer, x, y):  # says when it is in the midst of an update, and waits for a while
+def slowly(trainer, *args):  # says when it is in the midst of an update, and waits for a while
     print(trainer.optimizer.step_count, flush=True)
     if trainer.optimizer.step_count == 8:
         import time
         time.sleep(0.5)
-    return update(trainer, x, y)
+    return update(trainer, *args)
 if sys.argv[2] == "slowly":
     Trainer._update = slowly
     import os
