@@ -1,6 +1,6 @@
 # mypy: disallow-untyped-defs=False
 # (the compiled functions get their types from Numba)
-"""conv2d by Winograd's method: 3x3 and 5x5 kernels of stride 1, with far fewer products.
+"""conv2d by Winograd's method: 3x3 and 5x5 kernels, with far fewer products.
 
 The output is cut into tiles of M x M. All maps are in layout LAST, (N, H, W, P) with channels in
 the lanes (see `minicnn.ops.last`), so every step works on whole vectors:
@@ -12,7 +12,8 @@ the lanes (see `minicnn.ops.last`), so every step works on whole vectors:
 
 F(4x4, 3x3) does with 36 products what takes 144, F(4x4, 5x5) with 64 what takes 400. The gradient
 of x is the same with w turned round and its channels and filters swapped. That of w is a
-correlation too, of a patch of x with a tile of dy: F(3x3, 4x4), or F(5x5, 4x4).
+correlation too, of a patch of x with a tile of dy: F(3x3, 4x4), or F(5x5, 4x4). A 3x3 kernel of
+stride 2 takes 81 products for 144 (see `minicnn.ops.winograd`), with tiles of 8 x 8 for dx.
 
 It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive to rounding. In
 float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 1e-6.
@@ -62,6 +63,8 @@ from minicnn.ops.vector import (
 )
 from minicnn.ops.winograd import (
     OUTPUTS,
+    Form,
+    form_of,
     lengths,
     load_grid,
     transform_filter,
@@ -73,7 +76,7 @@ from minicnn.shapes import Window
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
 ITEM_BYTES = 640 << 10  # of an item's transformed tiles: most of an L2 cache
-SHARED_BYTES = 8 << 20  # and of an item of dw: part of an L3 cache
+SHARED_BYTES = 4 << 20  # and of an item of dw: part of an L3 cache
 SIZES = 3, 5  # R
 
 
@@ -90,8 +93,8 @@ class Plan(NamedTuple):
     tile_columns: int
     target_rows: int
     target_columns: int
-    rows: np.ndarray  # (tile_rows * T,) where the rows of a tile's patch begin in an image
-    columns: np.ndarray  # (tile_columns * T,)
+    rows: np.ndarray  # (tile_rows * D,) where the rows of a tile's patch begin in an image
+    columns: np.ndarray  # (tile_columns * D,)
     dy_rows: np.ndarray  # (tile_rows * M,) where those of the tile begin in the target
     dy_columns: np.ndarray  # (tile_columns * M,)
     channels: np.ndarray  # (C,) where a channel is in a matrix of the transformed source, from ...
@@ -111,11 +114,11 @@ _unpack = unpacker(
 
 @lru_cache(maxsize=256)
 def _plan(
-    N: int, C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int, R: int,
-    pool: tuple[int, int], L: int, forward: bool,
+    N: int, C: int, H: int, W: int, F: int, OH: int, OW: int, top: int, left: int,
+    form: Form, pool: tuple[int, int], L: int, forward: bool,
 ) -> tuple[Plan, np.ndarray]:  # fmt: skip
     """Return the plan, and the plan as kernels get it."""
-    M, T = OUTPUTS, OUTPUTS + R - 1
+    D, M, T, _ = form
     P, Q = round_up(C, L), round_up(F, L)
     # Tiles that a floor-mode pool drops are not computed.
     used_rows, used_columns = OH // pool[0] * pool[0], OW // pool[1] * pool[1]
@@ -132,9 +135,9 @@ def _plan(
         item = round_up(-(-count // -(-count // most)), ROWS)
         channels, tiles = channels // L * (item * L) + channels % L, np.arange(item) * L
 
-    def patch(tiles: int, size: int, before: int, step: int, width: int) -> np.ndarray:
-        at = (np.arange(tiles)[:, None] * M - before + np.arange(width)).ravel()
-        return np.where((at >= 0) & (at < size), at * step, OUTSIDE)
+    def patch(tiles: int, step: int, before: int, width: int, size: int, unit: int) -> np.ndarray:
+        at = (np.arange(tiles)[:, None] * step - before + np.arange(width)).ravel()
+        return np.where((at >= 0) & (at < size), at * unit, OUTSIDE)
 
     plan = Plan(
         source_image=H * W * P,
@@ -147,10 +150,10 @@ def _plan(
         tile_columns=tile_columns,
         target_rows=OH,
         target_columns=OW,
-        rows=patch(tile_rows, H, top, W * P, T),
-        columns=patch(tile_columns, W, left, P, T),
-        dy_rows=patch(tile_rows, OH, 0, OW * Q, M),
-        dy_columns=patch(tile_columns, OW, 0, Q, M),
+        rows=patch(tile_rows, form.step, top, D, H, W * P),
+        columns=patch(tile_columns, form.step, left, D, W, P),
+        dy_rows=patch(tile_rows, M, 0, M, OH, OW * Q),
+        dy_columns=patch(tile_columns, M, 0, M, OW, Q),
         channels=channels.astype(np.int32),
         tiles=tiles.astype(np.int32),
         products=T * T,
@@ -167,20 +170,20 @@ def _plan(
 
 
 @kernel()
-def _transform_source(x, first, count, plan, side, square, none, out, start):
+def _transform_source(x, first, count, plan, patch, square, none, out, start):
     """Write V of some tiles, as tiles `start`, start + 1, ... of the item."""
-    L = lane_count(x)
+    L, D = lane_count(x), len(patch)
     each = plan.tile_rows * plan.tile_columns
     places = multiples(0, len(square) - 1, plan.source_step, square)
     for g in range(count):
         n, q = (first + g) // each, (first + g) % each
         i, j = q // plan.tile_columns, q % plan.tile_columns
-        rows = offsets(plan.rows, i * len(side), i * len(side) + len(side) - 1, side)
-        columns = offsets(plan.columns, j * len(side), j * len(side) + len(side) - 1, side)
+        rows = offsets(plan.rows, i * D, i * D + D - 1, patch)
+        columns = offsets(plan.columns, j * D, j * D + D - 1, patch)
         for c in range(0, plan.P, L):
-            patch = load_grid(x, n * plan.source_image + c, rows, columns, none)
+            read = load_grid(x, n * plan.source_image + c, rows, columns, none)
             at = plan.tiles[start + g] + plan.channels[c]
-            tile_store(transform_input(patch), out, at, places)
+            tile_store(transform_input(read), out, at, places)
 
 
 @kernel()
@@ -351,24 +354,25 @@ def _write_filter(du, c, plan, taps, grid, square, scratch, dw):
 
 @kernel(parallel=True)
 def _correlate(
-    x, w, turned, bias, relu, more, y, winner, N, table, corner, none, taken, u, vs, ms, scratch
-):
+    x, w, turned, bias, relu, more, y, winner, N, table, patch, grid, corner, none, taken,
+    u, vs, ms, scratch,
+):  # fmt: skip
     taken[:] = 0
     for t in numba.prange(len(vs)):
         plan, mine = _unpack(table), scratch[t]
-        _, taps, side, square = lengths(corner)
+        taps, side, square = lengths(patch, corner)
         c = take(taken, 0)
         while c < plan.C:
             _transform_filter(w, c, turned, plan, taps, side, square, mine, u)
             c = take(taken, 0)
     for t in numba.prange(len(vs)):
         plan, v, m, mine = _unpack(table), vs[t], ms[t], scratch[t]
-        grid, _, side, square = lengths(corner)
+        _, _, square = lengths(patch, corner)
         tiles = N * plan.tile_rows * plan.tile_columns
         first = take(taken, 1) * plan.item
         while first < tiles:
             count = min(plan.item, tiles - first)
-            _transform_source(x, first, count, plan, side, square, none, v, 0)
+            _transform_source(x, first, count, plan, patch, square, none, v, 0)
             _products(v, u, count, plan, m)
             _transform_target(
                 m, first, count, plan, grid, square, bias, relu, more, mine, y, winner
@@ -377,22 +381,22 @@ def _correlate(
 
 
 @kernel(parallel=True)
-def _gradient(x, dy, dw, N, table, corner, none, taken, v, d, du, scratch):
+def _gradient(x, dy, dw, N, table, patch, grid, corner, none, taken, v, d, du, scratch):
     shape, threads = _unpack(table), len(scratch)
     tiles, item = N * shape.tile_rows * shape.tile_columns, shape.item
     for first in range(0, tiles, item):
         count = min(item, tiles - first)
         taken[:] = 0
-        for t in numba.prange(threads):
+        for _thread in numba.prange(threads):
             plan = _unpack(table)
-            grid, _, side, square = lengths(corner)
+            _, side, square = lengths(patch, corner)
             g = take(taken, 0) * ROWS
             while g < count:
                 n = min(ROWS, count - g)
-                _transform_source(x, first + g, n, plan, side, square, none, v, g)
+                _transform_source(x, first + g, n, plan, patch, square, none, v, g)
                 _transform_gradient(dy, first + g, n, plan, grid, side, square, none, d, g)
                 g = take(taken, 0) * ROWS
-        for t in numba.prange(threads):
+        for _thread in numba.prange(threads):
             plan = _unpack(table)
             k = take(taken, 1)
             while k < plan.products:
@@ -400,7 +404,7 @@ def _gradient(x, dy, dw, N, table, corner, none, taken, v, d, du, scratch):
                 k = take(taken, 1)
     for t in numba.prange(threads):
         plan, mine = _unpack(table), scratch[t]
-        _, taps, _, square = lengths(corner)
+        taps, _, square = lengths(patch, corner)
         c = take(taken, 2)
         while c < plan.C:
             _write_filter(du, c, plan, taps, corner, square, mine, dw)
@@ -411,9 +415,14 @@ def _gradient(x, dy, dw, N, table, corner, none, taken, v, d, du, scratch):
 
 
 def applies(w: Array, win: Window, groups: int) -> bool:
-    """Tell whether these kernels run it: 3x3 or 5x5, stride and dilation 1, one group."""
-    KH, KW = win.kernel
-    return KH == KW and KH in SIZES and win.stride == win.dilation == (1, 1) and groups == 1
+    """Tell whether these kernels run it: 3x3 or 5x5, stride and dilation 1, one group.
+
+    Also 3x3 with stride 2 and an odd padding, as is usual.
+    """
+    (KH, KW), ((top, _), (left, _)) = win.kernel, win.padding
+    strided = KH == 3 and win.stride == (2, 2) and top % 2 == left % 2 == 1
+    fits = KH == KW and KH in SIZES and (win.stride == (1, 1) or strided)
+    return fits and win.dilation == (1, 1) and groups == 1
 
 
 def takes_pool(pool: tuple[int, int]) -> bool:
@@ -452,7 +461,7 @@ def correlation(
     H, W = x.shape[1:3]
     (top, _), (left, _) = win.padding
     sizes = len(x), C, H, W, F, *win.output_size("conv2d", H, W), top, left
-    return _call(sizes, R, x, w, False, b, relu, False, pool, y, winner)
+    return _call(sizes, form_of(R, win.stride[0]), x, w, False, b, relu, False, pool, y, winner)
 
 
 def input_gradient(dy: Array, w: Array, win: Window, dx: Array, *, more: bool = False) -> None:
@@ -467,16 +476,21 @@ def input_gradients(x: Array, w: Array, win: Window, dx: Array, *, more: bool = 
     """Return what `input_gradient` runs; x is dy, which is its input."""
     F, C, R, _ = w.shape
     (top, _), (left, _) = win.padding
-    sizes = len(x), F, *x.shape[1:3], C, *dx.shape[1:3], R - 1 - top, R - 1 - left
-    return _call(sizes, R, x, w, True, None, False, more, (1, 1), dx, None)
+    before = -(top // 2), -(left // 2)
+    if win.stride == (1, 1):
+        before = R - 1 - top, R - 1 - left
+    sizes = len(x), F, *x.shape[1:3], C, *dx.shape[1:3], *before
+    return _call(
+        sizes, form_of(R, win.stride[0], True), x, w, True, None, False, more, (1, 1), dx, None
+    )
 
 
 def _call(
-    sizes: tuple[int, ...], R: int, x: Array, w: Array, turned: bool, b: Array | None,
+    sizes: tuple[int, ...], form: Form, x: Array, w: Array, turned: bool, b: Array | None,
     relu: bool, more: bool, pool: tuple[int, int], y: Array, winner: Array | None,
 ) -> Call:  # fmt: skip
-    L = lanes(x.dtype)
-    plan, table = _plan(*sizes, R, pool, L, True)
+    L, R = lanes(x.dtype), w.shape[2]
+    plan, table = _plan(*sizes, form, pool, L, True)
     bias = np.zeros(plan.Q, x.dtype)
 
     def refresh() -> None:
@@ -496,7 +510,9 @@ def _call(
             np.empty(0, np.uint8) if winner is None else winner.reshape(-1),
             len(x),
             table,
-            (0,) * R,  # its length chooses the kernel
+            (0,) * form.patch,  # the lengths choose the kernel
+            (0,) * form.outputs,
+            (0,) * R,
             np.zeros(L, x.dtype),
             np.zeros(2, np.int64),
         ),
@@ -505,7 +521,7 @@ def _call(
             (1, plan.products * plan.C * plan.Q),
             (threads, plan.products * plan.source_step),
             (threads, plan.products * plan.target_step),
-            (threads, max(OUTPUTS, R) ** 2 * L),
+            (threads, max(form.outputs, R) ** 2 * L),
         ),
         lambda u, *own: (u[0], *own),
         None if b is None else refresh,
@@ -523,7 +539,8 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
     L = lanes(x.dtype)
     (top, _), (left, _) = win.padding
     sizes = len(x), C, *x.shape[1:3], F, *dy.shape[1:3], top, left
-    plan, table = _plan(*sizes, R, (1, 1), L, False)
+    form = form_of(R, win.stride[0])
+    plan, table = _plan(*sizes, form, (1, 1), L, False)
     return Call(
         _gradient,
         (
@@ -532,6 +549,8 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
             dw.reshape(-1),
             len(x),
             table,
+            (0,) * form.patch,
+            (0,) * form.outputs,
             (0,) * R,
             np.zeros(L, x.dtype),
             np.zeros(3, np.int64),

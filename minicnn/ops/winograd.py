@@ -11,11 +11,15 @@ The values are taken at the points 0, 1, -1, 2, -2 and infinity (T = 6), and for
 -1/2 too. That gives F(4, 3) and F(4, 5), and for the gradient of the filter F(3, 4) and F(5, 4). In
 two dimensions 36 products of a tile do the work of 144, and 64 that of 400.
 
-    transform_input(d)                T*T vectors to T*T                    B' d B
+With stride 2, taps 0 and 2 of a filter of 3 meet every other number of d, and tap 1 the rest. That
+is F(4, 2) with T = 5 and another 4 products: 81 in two dimensions for 144. The gradient of d has
+them in the same way, of 5 numbers for 8, and the gradient of the filter has F(2, 4).
+
+    transform_input(d)                D*D vectors to T*T                    B' d B
     transform_filter(g, side)         R*R vectors to T*T, T = len(side)     G g G'
     transform_output(m, grid)         T*T vectors to M*M, M = len(grid)     A' m A
-    lengths(corner)                 tuples of M, R*R, T and T*T zeros, R = len(corner): they say
-                                    to the others how long their tuples are
+    lengths(patch, corner)          tuples of R*R, T and T*T zeros, D = len(patch), R = len(corner):
+                                    they say to the others how long their tuples are
     load_grid(a, at, rows, columns, zeros)    vectors at a[at + row + column]; zeros[: L] where
                                               that sum is negative
 
@@ -30,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from math import isqrt, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -41,6 +45,26 @@ from minicnn.ops.vector import _emits, _vector
 OUTPUTS = 4  # M of the convolutions: rows and columns of a tile of y
 POINTS = [Fraction(p) for p in (0, 1, -1, 2, -2, "1/2", "-1/2")]
 Matrix = list[list[Fraction]]
+
+
+class Form(NamedTuple):
+    """How large the tiles of one kind of convolution are, along an axis."""
+
+    patch: int  # D: numbers that are read
+    outputs: int  # M: numbers that are written
+    values: int  # T: products
+    step: int  # from one patch to the next
+
+
+STRIDED = Form(9, OUTPUTS, 9, 2 * OUTPUTS)  # stride 2 and 3 taps
+STRIDED_ADJOINT = Form(5, 2 * OUTPUTS, 9, OUTPUTS)  # and the gradient of what it reads
+
+
+def form_of(R: int, stride: int, adjoint: bool = False) -> Form:
+    """Return the form for so many taps."""
+    if stride == 2:
+        return STRIDED_ADJOINT if adjoint else STRIDED
+    return Form(OUTPUTS + R - 1, OUTPUTS, OUTPUTS + R - 1, OUTPUTS)
 
 
 def input_matrix(T: int) -> Matrix:
@@ -70,6 +94,51 @@ def _with_roots(roots: list[Fraction]) -> list[Fraction]:
         shifted, scaled = [Fraction(0), *coefficients], [root * c for c in coefficients]
         coefficients = [a - b for a, b in zip(shifted, [*scaled, Fraction(0)])]
     return coefficients
+
+
+# With stride 2: even and odd numbers apart, in 5 and 4 of the 9 values.
+
+
+def strided_input_matrix(D: int) -> Matrix:
+    """Return B' (9, D) for the patch of a convolution, or of its adjoint."""
+    even, odd = input_matrix(5), _identity(4)
+    if D == STRIDED_ADJOINT.patch:
+        return [*even, *_at(odd, 0, 1, D)]
+    return [*_at(even, 0, 2, D), *_at(odd, 1, 2, D)]
+
+
+def strided_filter_matrix(R: int) -> Matrix:
+    """Return G (9, R) for a filter of 3 taps, or for 4 numbers of dy in the gradient of it."""
+    if R == OUTPUTS:
+        return [*filter_matrix(5, R), *_identity(4)]
+    return [*_at(filter_matrix(5, 2), 0, 2, R), *_at([[Fraction(1)]] * 4, 1, 1, R)]
+
+
+def strided_output_matrix(M: int) -> Matrix:
+    """Return A' (M, 9): 4 outputs, the 3 taps of a gradient, or 8 numbers of the adjoint.
+
+    Those 8 begin with one that tap 1 makes, so that the padding has to be odd.
+    """
+    even, odd = output_matrix(5, OUTPUTS), _identity(4)
+    if M == OUTPUTS:
+        return [a + b for a, b in zip(even, odd)]
+    if M == STRIDED_ADJOINT.outputs:
+        pairs = zip(_at(odd, 5, 1, 9), _at(even, 0, 1, 9))
+        return [row for pair in pairs for row in pair]
+    first, last = _at(output_matrix(5, 2), 0, 1, 9)
+    return [first, *_at([[Fraction(1)] * 4], 5, 1, 9), last]
+
+
+def _identity(n: int) -> Matrix:
+    return [[Fraction(i == j) for j in range(n)] for i in range(n)]
+
+
+def _at(matrix: Matrix, start: int, step: int, width: int) -> Matrix:
+    """Return rows of so many numbers: the matrix in every `step`-th place from `start`, or 0."""
+    out = [[Fraction(0)] * width for _ in matrix]
+    for wide, row in zip(out, matrix):
+        wide[start : start + step * len(row) : step] = row
+    return out
 
 
 # ---------------------------------------------------------------- emitting the products
@@ -136,34 +205,42 @@ def _transform(vs: Any, matrix: Matrix, signature: Callable[[Any], Any]) -> Any:
     return _emits(signature(result), body)
 
 
+# Sizes tell the forms apart: strided ones have a D and a T of their own.
+
+
 @intrinsic
-def lengths(typingctx, corner):
-    R = corner.count
-    T = OUTPUTS + R - 1
-    parts = [types.UniTuple(types.intp, n) for n in (OUTPUTS, R * R, T, T * T)]
+def lengths(typingctx, patch, corner):
+    R, D = corner.count, patch.count
+    T = STRIDED.values if D == STRIDED_ADJOINT.patch else D
+    parts = [types.UniTuple(types.intp, n) for n in (R * R, T, T * T)]
     result = types.Tuple(parts)
 
     def body(e: Any, ty: Any, args: Any) -> Any:
         zeros = [e.tuple(part, [e.number(0)] * part.count) for part in parts]
         return e.tuple(result, zeros)
 
-    return _emits(result(corner), body)
+    return _emits(result(patch, corner), body)
 
 
 @intrinsic
 def transform_input(typingctx, vs):
-    return _transform(vs, input_matrix(isqrt(vs.count)), lambda result: result(vs))
+    D = isqrt(vs.count)
+    strided = D in (STRIDED.patch, STRIDED_ADJOINT.patch)
+    matrix = strided_input_matrix(D) if strided else input_matrix(D)
+    return _transform(vs, matrix, lambda result: result(vs))
 
 
 @intrinsic
 def transform_filter(typingctx, vs, side):
-    matrix = filter_matrix(side.count, isqrt(vs.count))
+    T, R = side.count, isqrt(vs.count)
+    matrix = strided_filter_matrix(R) if T == STRIDED.values else filter_matrix(T, R)
     return _transform(vs, matrix, lambda result: result(vs, side))
 
 
 @intrinsic
 def transform_output(typingctx, vs, grid):
-    matrix = output_matrix(isqrt(vs.count), grid.count)
+    T, M = isqrt(vs.count), grid.count
+    matrix = strided_output_matrix(M) if T == STRIDED.values else output_matrix(T, M)
     return _transform(vs, matrix, lambda result: result(vs, grid))
 
 

@@ -274,7 +274,8 @@ class ConvStage(Stage):
             self._winner = self.buffer("winner", shape, np.uint8)
         fast = self.winograd and x.last and N * sizes[0] * sizes[1] >= WINOGRAD_PIXELS
         self._fast = fast and conv2d_winograd.takes_pool(pool)
-        self._fast_back = fast and (w.shape[2] == 3 or pool == (1, 1))
+        whole = pool == (1, 1) or (w.shape[2] == 3 and win.stride == (1, 1))
+        self._fast_back = fast and whole  # else few enough pixels have won
         self.how = "numba, winograd" if self._fast else "numba"
         return Maps(self._y, F)
 
