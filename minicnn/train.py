@@ -251,9 +251,7 @@ class Trainer:
             self.optimizer.step()
         return loss, outputs
 
-    def _gradients(
-        self, x: Array, y: Array, plan: Any, contents: Contents
-    ) -> tuple[float, Array]:
+    def _gradients(self, x: Array, y: Array, plan: Any, contents: Contents) -> tuple[float, Array]:
         """Return the loss and the outputs, and leave the gradients with the model."""
         if contents.on_gpu:
             from minicnn.gpu.parts import gradients

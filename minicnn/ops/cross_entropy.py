@@ -48,11 +48,23 @@ class NllLossCache(NamedTuple):
     loss_shape: tuple[int, ...]
 
 
+class Picks(NamedTuple):
+    """`a` with one entry for each label, and zeros: what version ``numba`` takes instead of it."""
+
+    label: Array  # (N, D1, ...), int64; any class where the weight is 0
+    weight: Array  # (N, D1, ...), w[label], or 0 where the label is to be ignored
+
+    def spread_out(self, like: Array) -> Array:
+        """Return `a` in the shape of `like`."""
+        classes = _per_class(like, np.arange(like.shape[1]))
+        return self.weight[:, None] * (self.label[:, None] == classes)
+
+
 class CrossEntropyCache(NamedTuple):
     """What `cross_entropy_backward` needs from `cross_entropy_forward`."""
 
     log_p: Array  # (N, C, D1, ...)
-    a: Array  # (N, C, D1, ...)
+    a: Array | Picks  # (N, C, D1, ...)
     share: Any  # see `minicnn.ops.losses.reduce`
     loss_shape: tuple[int, ...]
 
@@ -76,6 +88,18 @@ def _a_of_labels(
     if smoothing:
         a = (1 - smoothing) * a + smoothing / C * w * kept[:, None]
     return a, total
+
+
+def _picks(
+    op: str, x: Array, target: Array, weight: Array | None, ignore_index: int
+) -> tuple[Picks, Any]:
+    """Return what `_a_of_labels` does without smoothing, for NumPy arrays."""
+    ignore_index = integer(op, "ignore_index", ignore_index, -(2**63))
+    target, kept, _ = _labels(op, x, target, ignore_index)
+    if not kept.all():
+        target = np.where(kept, target, 0)
+    w = kept.astype(x.dtype) if weight is None else np.where(kept, weight[target], 0)
+    return Picks(target, w), w.sum(dtype=np.float64)
 
 
 def _a_of_probabilities(
@@ -135,9 +159,6 @@ def _nll_backward_numpy(g: Array, a: Array) -> Array:
     return a * (-g[:, None] if g.ndim else -g)  # g: one for each loss, (N, D1, ...), or for all
 
 
-# ---------------------------------------------------------------- versions, public pairs
-
-
 def _after_log_softmax(log_softmax: Version, nll_loss: Version) -> Version:
     """Cross-entropy: the negative log-likelihood of the logarithm of the softmax."""
 
@@ -151,7 +172,36 @@ def _after_log_softmax(log_softmax: Version, nll_loss: Version) -> Version:
     return Version(forward, backward)
 
 
-# Both in one kernel (see softmax_cupy.py).
+_NLL = {
+    "reference": Version(_nll_forward_reference, _nll_backward_reference),
+    "numpy": Version(_nll_forward_numpy, _nll_backward_numpy),
+}
+_AFTER_LOG_SOFTMAX = {
+    name: _after_log_softmax(version, _NLL.get(name, _NLL["numpy"]))
+    for name, version in SOFTMAX["log_softmax"].items()
+}
+
+
+# ------------------------------------------------------------- numba (see cross_entropy_numba.py)
+
+
+def _forward_numba(x: Array, a: Array | Picks) -> tuple[Array, Array]:
+    if not isinstance(a, Picks):
+        return _AFTER_LOG_SOFTMAX["numba"].forward(x, a)
+    from minicnn.ops import cross_entropy_numba  # imports Numba: only when asked for
+
+    return cross_entropy_numba.forward(x, a.label, a.weight)
+
+
+def _backward_numba(g: Array, log_p: Array, a: Array | Picks) -> Array:
+    if not isinstance(a, Picks):
+        return _AFTER_LOG_SOFTMAX["numba"].backward(g, log_p, a)
+    from minicnn.ops import cross_entropy_numba
+
+    return cross_entropy_numba.backward(g, log_p, a.label, a.weight)
+
+
+# ---------------------------------------------------------------- cupy (see softmax_cupy.py)
 
 
 def _cross_entropy_forward_cupy(x: Array, a: Array) -> tuple[Array, Array]:
@@ -166,17 +216,15 @@ def _cross_entropy_backward_cupy(g: Array, log_p: Array, a: Array) -> Array:
     return softmax_cupy.cross_entropy_backward(g, log_p, a)
 
 
-_NLL = {
-    "reference": Version(_nll_forward_reference, _nll_backward_reference),
-    "numpy": Version(_nll_forward_numpy, _nll_backward_numpy),
-}
+# ---------------------------------------------------------------- versions, public pairs
+
 VERSIONS = {
     "nll_loss": _NLL,
-    "cross_entropy": {
-        name: _after_log_softmax(version, _NLL.get(name, _NLL["numpy"]))
-        for name, version in SOFTMAX["log_softmax"].items()
-    }
-    | {"cupy": Version(_cross_entropy_forward_cupy, _cross_entropy_backward_cupy)},
+    "cross_entropy": _AFTER_LOG_SOFTMAX
+    | {
+        "numba": Version(_forward_numba, _backward_numba),
+        "cupy": Version(_cross_entropy_forward_cupy, _cross_entropy_backward_cupy),
+    },
 }
 
 
@@ -317,12 +365,16 @@ def cross_entropy_forward(
     x, weight = as_arrays(op, ("weight",), x=x, weight=weight)
     _check(op, "x", x, weight, reduction)
     smoothing = number(op, "label_smoothing", label_smoothing, ge=0, le=1)
+    version = pick(op, VERSIONS[op], x)
+    a: Array | Picks
     if _holds_floats(target) and target.ndim == x.ndim:
         a, total = _a_of_probabilities(op, x, target, weight, ignore_index, smoothing)
+    elif version is VERSIONS[op]["numba"] and not smoothing:
+        a, total = _picks(op, x, target, weight, ignore_index)
     else:
         a, total = _a_of_labels(op, x, target, weight, ignore_index, smoothing)
     with np.errstate(all="ignore"):
-        losses, log_p = pick(op, VERSIONS[op], x).forward(x, a)
+        losses, log_p = version.forward(x, a)
         loss, share = reduce(losses, reduction, total)
     return loss, CrossEntropyCache(log_p, a, share, loss.shape)
 
@@ -349,7 +401,10 @@ def cross_entropy_backward(dloss: Any, cache: CrossEntropyCache) -> Array:
     log_p, a, share, shape = cache
     with np.errstate(all="ignore"):
         g = upstream("cross_entropy_backward", dloss, log_p, shape, share)
-        return pick("cross_entropy", VERSIONS["cross_entropy"], a).backward(g, log_p, a)
+        version = pick("cross_entropy", VERSIONS["cross_entropy"], log_p)
+        if isinstance(a, Picks) and version is not VERSIONS["cross_entropy"]["numba"]:
+            a = a.spread_out(log_p)
+        return version.backward(g, log_p, a)
 
 
 # ---------------------------------------------------------------- checks

@@ -1,11 +1,14 @@
 # mypy: disallow-untyped-defs=False
 # (the compiled functions get their types from Numba)
-"""Softmax and cross-entropy of plain labels in one pass over the scores, with the gradient.
+"""Cross-entropy of labels, whose `a` (see `cross_entropy`) has one entry for each.
+
+`forward` and `backward` are the op's. `loss_and_gradient` is what a training step needs, in one
+pass over the scores:
 
     loss = mean over n of log(sum over c of exp(x[n, c])) - x[n, label[n]]
     dx[n, c] = (softmax(x[n])[c] - [c == label[n]]) / N
 
-for scores (N, C) of few classes: what a training step needs and no more. Each row subtracts its
+for scores (N, C) of few classes. Each row subtracts its
 maximum first, as `log_softmax` does, and adds in float64. The rows' losses are added in float64
 in order, so the number of threads changes no bit.
 """
@@ -18,9 +21,91 @@ import numba
 import numpy as np
 
 from minicnn.backend import Array
-from minicnn.ops.jit import Call, flat, kernel
+from minicnn.ops import softmax_numba
+from minicnn.ops.jit import Call, buffers, flat, kernel
+from minicnn.ops.vector import constant, exp, lane_count, load_part, mul, store_part, zero
+from minicnn.shapes import size
 
 ROWS_EACH = 64  # rows that are worth a thread
+
+
+# ---------------------------------------------------------------- the op
+
+
+# log_p is (N, C, B), label and weight are (N, B). Each of these does the rows n of a thread.
+
+
+@kernel()
+def _some_losses(log_p, label, weight, losses, first, last, C, B):
+    for i in range(first * B, last * B):
+        losses[i] = 0
+        if weight[i] != 0:  # or else log p may be infinite
+            losses[i] = -weight[i] * log_p[(i // B * C + label[i]) * B + i % B]
+
+
+@kernel()
+def _some_gradients(g, log_p, label, dx, first, last, C, B):
+    """Write ``g p``, and subtract g at the label."""
+    L, none = lane_count(dx), zero(dx)
+    for n in range(first, last):
+        if B == 1:
+            scale = constant(g[n], none)
+            for at in range(n * C, (n + 1) * C, L):
+                k = (n + 1) * C - at
+                store_part(dx, at, k, mul(exp(load_part(log_p, at, k, none)), scale))
+        else:
+            for row in range(n * C, (n + 1) * C):
+                for b in range(0, B, L):
+                    p = exp(load_part(log_p, row * B + b, B - b, none))
+                    v = mul(p, load_part(g, n * B + b, B - b, none))
+                    store_part(dx, row * B + b, B - b, v)
+        for i in range(n * B, (n + 1) * B):
+            dx[(n * C + label[i]) * B + i - n * B] -= g[i]
+
+
+@kernel(parallel=True)
+def _losses(log_p, label, weight, losses, N, C, B, threads):
+    if threads == 1:
+        _some_losses(log_p, label, weight, losses, 0, N, C, B)
+    else:
+        for t in numba.prange(threads):
+            first, last = t * N // threads, (t + 1) * N // threads
+            _some_losses(log_p, label, weight, losses, first, last, C, B)
+
+
+@kernel(parallel=True)
+def _gradients(g, log_p, label, dx, N, C, B, threads):
+    if threads == 1:
+        _some_gradients(g, log_p, label, dx, 0, N, C, B)
+    else:
+        for t in numba.prange(threads):
+            first, last = t * N // threads, (t + 1) * N // threads
+            _some_gradients(g, log_p, label, dx, first, last, C, B)
+
+
+def forward(x: Array, label: Array, weight: Array) -> tuple[Array, Array]:
+    """Return ``-weight * log_p[label]``, (N, D1, ...), and log_p, the log_softmax of x."""
+    log_p, losses = softmax_numba.forward(x, 1, log=True), np.empty_like(weight)
+    with buffers(x.dtype):
+        arrays = flat(log_p), flat(label), flat(weight), losses.reshape(-1)
+        _losses(*arrays, *_sizes(x), softmax_numba.threads_for(weight))
+    return losses, log_p
+
+
+def backward(g: Array, log_p: Array, label: Array, weight: Array) -> Array:
+    """Return the gradient to x; g is one number, or one for each loss."""
+    dx = np.empty_like(log_p)
+    with buffers(dx.dtype):
+        arrays = flat(g * weight), flat(log_p), flat(label), dx.reshape(-1)
+        _gradients(*arrays, *_sizes(dx), softmax_numba.threads_for(dx))
+    return dx
+
+
+def _sizes(x: Array) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[1], size(x.shape[2:])
+
+
+# ---------------------------------------------------------------- with the gradient, in one pass
 
 
 @kernel()

@@ -4,14 +4,7 @@
 
 There are two loops, over one array (`_map`) and over two (`_map2`). A formula is a type, a
 NamedTuple of its parameters, and Numba compiles a loop for the formulas that are used and no
-others. All arithmetic is in float64, whatever the arrays hold: reading memory takes as long.
-
-`exp` and its kin are written out in additions and multiplications, as LLVM makes vectors of those
-but not of calls. They are within a few units in the last place of float64.
-
-sigmoid, tanh and silu are formulas of whole vectors, in the arrays' own type: float64 made them
-slower than NumPy, whose exponential function is of vectors too. They have the same loops again,
-`_map_vectors` and `_map2_vectors`.
+others. Formulas are of whole vectors, in the arrays' own type.
 """
 
 from __future__ import annotations
@@ -25,141 +18,121 @@ import numpy as np
 from numba.extending import overload, register_jitable
 
 from minicnn.backend import Array
-from minicnn.ops import vector
 from minicnn.ops.activations import BELL, TAIL
 from minicnn.ops.jit import buffers, flat, kernel
-from minicnn.ops.vector import constant, lane_count, load, load_part, store, store_part, zero
+from minicnn.ops.vector import (
+    absolute,
+    add,
+    constant,
+    copysign,
+    div,
+    exp,
+    expm1,
+    fma,
+    lane_count,
+    load,
+    load_part,
+    maximum,
+    mul,
+    polynomial,
+    store,
+    store_part,
+    sub,
+    to_boundary,
+    where_greater,
+    where_positive,
+    zero,
+)
 
-INLINE: Any = {"forceinline": True}  # LLVM makes no vectors of a loop that calls
+INLINE: Any = {"forceinline": True}
 inlined = register_jitable(**INLINE)
 CHUNK = 1 << 13  # numbers: a piece of work; less is not worth a second thread
-
-# ---------------------------------------------------------------- functions of one number
-
-_MAGIC = 1.5 * 2.0**52  # adding it rounds to an integer, which the last bits of the sum then hold
-_LOG2_E = 1 / math.log(2)
-_LOG_2 = 0.693147180369123816490  # its last 21 bits are zero: times an exponent it is exact
-_LOG_2_REST = 1.90821492927058770002e-10
-
-
-def _polynomial(*coefficients: float) -> Any:
-    """Return the function ``sum of coefficients[k] t^k``: written out, as LLVM keeps a loop."""
-    first = coefficients[0]
-    if len(coefficients) == 1:
-        return inlined(lambda t: first)
-    rest = _polynomial(*coefficients[1:])
-    return inlined(lambda t: first + t * rest(t))
-
-
-_exp_tail = _polynomial(*(1 / math.factorial(k) for k in range(2, 14)))  # e^r = 1 + r + r^2 (...)
-_artanh_tail = _polynomial(*(1 / (2 * k + 1) for k in range(1, 17)))  # artanh s = s + s^3 (...)
-_normal_tail = _polynomial(*TAIL)
-
-
-@inlined
-def _exponent(x):
-    """Return ``(n, r)`` with ``x = n log 2 + r``: n as a float whose last bits are n."""
-    x = 710.0 if x > 710 else x
-    x = -746.0 if x < -746 else x
-    n = x * _LOG2_E + _MAGIC
-    return n, x - (n - _MAGIC) * _LOG_2 - (n - _MAGIC) * _LOG_2_REST
-
-
-@inlined
-def _power(n):
-    """Return 2^n for n + _MAGIC, in the normal range: the bits of n become the exponent."""
-    return np.int64((np.float64(n).view(np.int64) + 1023) << 52).view(np.float64)
-
-
-@inlined
-def _expm1_small(r):
-    """Return ``e^r - 1`` for |r| <= log(2) / 2."""
-    return _exp_tail(r) * r * r + r
-
-
-@inlined
-def exp(x):
-    """Return e^x."""
-    n, r = _exponent(x)
-    # Two steps: 2^n itself may lie beyond the numbers, or between 0 and the normal ones.
-    half = (n - _MAGIC) * 0.5 + _MAGIC
-    rest = (n - half) + _MAGIC
-    return (_expm1_small(r) + 1) * _power(half) * _power(rest)
-
-
-@inlined
-def expm1(x):
-    """Return ``e^x - 1`` for x <= 0, without cancellation near 0."""
-    n, r = _exponent(-60.0 if x < -60 else x)
-    return _power(n) * _expm1_small(r) + (_power(n) - 1)
-
-
-@inlined
-def log1p_of_exp(x):
-    """Return ``log(1 + e^x)`` for x <= 0: 2 artanh(z / (2 + z)) of z = e^x, a power series."""
-    z = exp(x)
-    s = z / (2 + z)
-    t = s * s
-    return 2 * (_artanh_tail(t) * t * s + s)
-
-
-@inlined
-def sigmoid(x):
-    return 1 / (1 + exp(-x))
-
-
-@inlined
-def softplus(x):
-    return (x if not x < 0 else 0.0) + log1p_of_exp(-abs(x))
-
-
-@inlined
-def normal(x):
-    """Return P(x) and P'(x) of the normal distribution, by the series in `activations`."""
-    a = abs(x)
-    a = 40.0 if a > 40 else a
-    h = ((16 * a + _MAGIC) - _MAGIC) / 16
-    bell = exp(-h * h / 2) * exp((h - a) * (h + a) / 2)
-    p = _normal_tail((a - 5) / (a + 5)) * bell / (a + 5)
-    return (1 - p if x > 0 else p), BELL * bell
-
 
 # ---------------------------------------------------------------- functions of one vector
 
 
 @inlined
-def _vector_sigmoid(x):
+def negative(x):
+    return sub(constant(-0.0, x), x)
+
+
+@inlined
+def at_most(limit, x):
+    """Return x, or the limit where x is larger; a NaN stays."""
+    limit = constant(limit, x)
+    return where_greater(x, limit, limit, x)
+
+
+@inlined
+def sigmoid(x):
     one = constant(1, x)
-    return vector.div(one, vector.add(one, vector.exp(vector.sub(constant(0, x), x))))
+    return div(one, add(one, exp(negative(x))))
 
 
 @inlined
-def _vector_tanh(x):
-    t = vector.expm1(vector.mul(constant(-2, x), vector.absolute(x)))
-    return vector.copysign(vector.div(t, vector.add(constant(2, x), t)), x)
+def sigmoids(x):
+    """Return s(x) and s(-x), neither of which cancels."""
+    one, none = constant(1, x), constant(0, x)
+    z = exp(negative(absolute(x)))
+    large = div(one, add(one, z))
+    small = mul(z, large)
+    return where_greater(x, none, large, small), where_greater(x, none, small, large)
+
+
+_ARTANH = tuple(1 / (2 * k + 1) for k in range(17))  # artanh s = s * sum of _ARTANH[k] s^2k
+_ARTANH_SINGLE = _ARTANH[:8]
 
 
 @inlined
-def _vector_silu(x):
-    return vector.mul(x, _vector_sigmoid(x))
+def softplus(x):
+    """Return log(1 + e^x) = max(x, 0) + 2 artanh(z / (2 + z)), z = e^-|x|: s is at most 1/3."""
+    z = exp(negative(absolute(x)))
+    s = div(z, add(constant(2, x), z))
+    half = mul(s, polynomial(mul(s, s), _ARTANH_SINGLE, _ARTANH))
+    return add(maximum(constant(0, x), x), add(half, half))
+
+
+# The first 12 terms of the series that TAIL has 23 of: those left out add up to less than 6e-9.
+_TAIL_SINGLE = (
+    *(0.7691930449, -0.6653825125, 0.4953059705, -0.3135328843, 0.1650161412, -0.06912084033),
+    *(0.02081367797, -0.002985708855, -0.0008357310594, 0.0005317770928, -2.196782734e-5),
+    -3.869156012e-5,
+)
 
 
 @inlined
-def _sigmoid_gradient(dy, y):
-    return vector.mul(vector.mul(dy, y), vector.sub(constant(1, y), y))
+def normal(x):
+    """Return P(x) and P'(x) of the normal distribution, by the series in `activations`."""
+    one, five, minus_half = constant(1, x), constant(5, x), constant(-0.5, x)
+    a = at_most(40, absolute(x))  # P(-40) is 0 even in float64
+    # Far out, the rounding of a a alone would cost e^(-a a / 2) digits: fma knows what it was.
+    square = mul(a, a)
+    rest = fma(a, a, negative(square))
+    bell = exp(mul(minus_half, square))
+    bell = fma(mul(minus_half, rest), bell, bell)
+    scale = div(one, add(a, five))
+    p = polynomial(mul(sub(a, five), scale), _TAIL_SINGLE, TAIL)
+    p = mul(mul(p, bell), scale)
+    below = where_greater(x, constant(0, x), sub(one, p), p)
+    return below, mul(constant(BELL, x), bell)
+
+
+_U = math.sqrt(8 / math.pi)
+_U3 = _U * 0.044715
 
 
 @inlined
-def _tanh_gradient(dy, y):
-    one = constant(1, y)
-    return vector.mul(vector.mul(dy, vector.sub(one, y)), vector.add(one, y))
+def u_and_slope(x):
+    """Return u(x) of gelu_tanh and u'(x), for x that is not too large to be cubed."""
+    square = mul(x, x)
+    u = mul(x, fma(constant(_U3, x), square, constant(_U, x)))
+    return u, fma(constant(3 * _U3, x), square, constant(_U, x))
 
 
 @inlined
-def _silu_gradient(dy, x):
-    rest = _vector_sigmoid(vector.sub(constant(0, x), x))  # 1 - s(x), without cancellation
-    slope = vector.fma(x, rest, constant(1, x))
-    return vector.mul(vector.mul(dy, _vector_sigmoid(x)), slope)
+def within_forty(x):
+    """Return x, or 40 of its sign where it is larger: there u is so large that s(u) is 0 or 1."""
+    return copysign(at_most(40, absolute(x)), x)
 
 
 # ---------------------------------------------------------------- formulas
@@ -213,58 +186,145 @@ class Product(NamedTuple):
 
 
 @inlined
-def _u(x):
-    return math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x)
+def _relu(f, x):
+    return maximum(constant(0, x), x)
 
 
 @inlined
-def _du(x):
-    return math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
+def _relu_gradient(f, dy, y):
+    return where_positive(y, dy)
 
 
 @inlined
-def _gelu_slope(x):
+def _leaky_relu(f, x):
+    return where_greater(x, constant(0, x), x, mul(constant(f.slope, x), x))
+
+
+@inlined
+def _leaky_relu_gradient(f, dy, x):
+    return mul(dy, where_greater(x, constant(0, x), constant(1, x), constant(f.slope, x)))
+
+
+@inlined
+def _elu(f, x):
+    return where_greater(x, constant(0, x), x, mul(constant(f.alpha, x), expm1(x)))
+
+
+@inlined
+def _elu_gradient(f, dy, x):
+    slope = mul(constant(f.alpha, x), exp(x))
+    return mul(dy, where_greater(x, constant(0, x), constant(1, x), slope))
+
+
+@inlined
+def _sigmoid(f, x):
+    return sigmoid(x)
+
+
+@inlined
+def _sigmoid_gradient(f, dy, y):
+    return mul(mul(dy, y), sub(constant(1, y), y))
+
+
+@inlined
+def _tanh(f, x):
+    t = expm1(mul(constant(-2, x), absolute(x)))
+    return copysign(div(t, add(constant(2, x), t)), x)
+
+
+@inlined
+def _tanh_gradient(f, dy, y):
+    one = constant(1, y)
+    return mul(mul(dy, sub(one, y)), add(one, y))
+
+
+@inlined
+def _gelu(f, x):
+    return mul(x, normal(x)[0])
+
+
+@inlined
+def _gelu_gradient(f, dy, x):
     below, bell = normal(x)
-    return below + x * bell
+    return mul(dy, fma(x, bell, below))
+
+
+@inlined
+def _gelu_tanh(f, x):
+    return mul(x, sigmoid(u_and_slope(within_forty(x))[0]))
+
+
+@inlined
+def _gelu_tanh_gradient(f, dy, x):
+    u, slope = u_and_slope(within_forty(x))
+    s, rest = sigmoids(u)
+    # s is 0 or the rest is, where x is so large that the other order would overflow.
+    return mul(dy, fma(mul(s, x), mul(rest, slope), s))
+
+
+@inlined
+def _silu(f, x):
+    return mul(x, sigmoid(x))
+
+
+@inlined
+def _silu_gradient(f, dy, x):
+    s, rest = sigmoids(x)
+    return mul(mul(dy, s), fma(x, rest, constant(1, x)))
+
+
+@inlined
+def _softplus(f, x):
+    beta = constant(f.beta, x)
+    v = mul(beta, x)
+    return where_greater(v, constant(f.threshold, x), x, div(softplus(v), beta))
+
+
+@inlined
+def _softplus_gradient(f, dy, x):
+    v = mul(constant(f.beta, x), x)
+    return where_greater(v, constant(f.threshold, x), dy, mul(dy, sigmoid(v)))
+
+
+@inlined
+def _product(f, a, b):
+    return mul(a, b)
 
 
 # Formula: y of x. At a NaN every comparison is false, and the value of x passes.
 _VALUES: dict[type, Callable[..., Any]] = {
-    Relu: lambda f, x: 0.0 if x <= 0 else x,
-    LeakyRelu: lambda f, x: x if x > 0 else f.slope * x,
-    Elu: lambda f, x: x if x > 0 else f.alpha * expm1(x),
-    Sigmoid: lambda f, x: _vector_sigmoid(x),
-    Tanh: lambda f, x: _vector_tanh(x),
-    Gelu: lambda f, x: x * normal(x)[0],
-    GeluTanh: lambda f, x: x * sigmoid(_u(x)),
-    Silu: lambda f, x: _vector_silu(x),
-    Softplus: lambda f, x: x if f.beta * x > f.threshold else softplus(f.beta * x) / f.beta,
+    Relu: _relu,
+    LeakyRelu: _leaky_relu,
+    Elu: _elu,
+    Sigmoid: _sigmoid,
+    Tanh: _tanh,
+    Gelu: _gelu,
+    GeluTanh: _gelu_tanh,
+    Silu: _silu,
+    Softplus: _softplus,
 }
 
 # Formula: dx of dy and of what the forward kept (x, or y), or any function of two numbers.
 _VALUES_OF_TWO: dict[type, Callable[..., Any]] = {
-    Relu: lambda f, dy, y: dy if y > 0 else 0.0,
-    LeakyRelu: lambda f, dy, x: dy if x > 0 else dy * f.slope,
-    Elu: lambda f, dy, x: dy if x > 0 else dy * f.alpha * exp(x),
-    Sigmoid: lambda f, dy, y: _sigmoid_gradient(dy, y),
-    Tanh: lambda f, dy, y: _tanh_gradient(dy, y),
-    Gelu: lambda f, dy, x: dy * _gelu_slope(x),
-    GeluTanh: lambda f, dy, x: dy * sigmoid(_u(x)) * (1 + x * sigmoid(-_u(x)) * _du(x)),
-    Silu: lambda f, dy, x: _silu_gradient(dy, x),
-    Softplus: lambda f, dy, x: dy if f.beta * x > f.threshold else dy * sigmoid(f.beta * x),
-    Product: lambda f, a, b: a * b,
+    Relu: _relu_gradient,
+    LeakyRelu: _leaky_relu_gradient,
+    Elu: _elu_gradient,
+    Sigmoid: _sigmoid_gradient,
+    Tanh: _tanh_gradient,
+    Gelu: _gelu_gradient,
+    GeluTanh: _gelu_tanh_gradient,
+    Silu: _silu_gradient,
+    Softplus: _softplus_gradient,
+    Product: _product,
 }
 
 
-OF_VECTORS = Sigmoid, Tanh, Silu  # the other formulas are of numbers
-
-
 def _value(f, x):
-    """The formula's function of one number or vector; compiled code only."""
+    """The formula's function of one vector; compiled code only."""
 
 
 def _value_of_two(f, a, b):
-    """The formula's function of two numbers or vectors; compiled code only."""
+    """The formula's function of two vectors; compiled code only."""
 
 
 @overload(_value, jit_options=INLINE)
@@ -274,53 +334,50 @@ def _choose(f, x):
 
 @overload(_value_of_two, jit_options=INLINE)
 def _choose_of_two(f, a, b):
-    value = inlined(_VALUES_OF_TWO[f.instance_class])
+    value = _VALUES_OF_TWO[f.instance_class]
     return lambda f, a, b: value(f, a, b)  # Numba wants the names of `_value_of_two`
 
 
 # ---------------------------------------------------------------- the loops
 
 
-# Slices, as a loop from 0 makes vectors: from elsewhere, an index might be negative.
+# A formula stands once in a loop, as it may be long: whole vectors and parts of one take turns.
+# What is stored begins where a cache line does: two halves of a vector take two stores.
 # One piece alone runs where it is: waking the threads takes longer.
+
+
+@kernel(inline=True)
+def _load_first(a, i, n):
+    return load(a, i) if n == lane_count(a) else load_part(a, i, n, zero(a))
+
+
+@kernel(inline=True)
+def _store_first(a, i, n, v):
+    if n == lane_count(a):
+        store(a, i, v)
+    else:
+        store_part(a, i, n, v)
 
 
 @kernel()
 def _map_piece(f, x, y, k):
-    x_, y_ = x[k * CHUNK : (k + 1) * CHUNK], y[k * CHUNK : (k + 1) * CHUNK]
-    for i in range(x_.size):
-        y_[i] = _value(f, np.float64(x_[i]))
+    at, end = k * CHUNK, min(x.size, (k + 1) * CHUNK)
+    n = min(to_boundary(y, at), end - at)
+    while at < end:
+        _store_first(y, at, n, _value(f, _load_first(x, at, n)))
+        at += n
+        n = min(lane_count(y), end - at)
 
 
 @kernel()
 def _map2_piece(f, a, b, y, k):
-    a_, b_ = a[k * CHUNK : (k + 1) * CHUNK], b[k * CHUNK : (k + 1) * CHUNK]
-    y_ = y[k * CHUNK : (k + 1) * CHUNK]
-    for i in range(a_.size):
-        y_[i] = _value_of_two(f, np.float64(a_[i]), np.float64(b_[i]))
-
-
-@kernel()
-def _map_vectors_piece(f, x, y, k):
-    L, end = lane_count(x), min(x.size, (k + 1) * CHUNK)
-    whole = end - end % L
-    for i in range(k * CHUNK, whole, L):
-        store(y, i, _value(f, load(x, i)))
-    if whole < end:
-        n = end - whole
-        store_part(y, whole, n, _value(f, load_part(x, whole, n, zero(x))))
-
-
-@kernel()
-def _map2_vectors_piece(f, a, b, y, k):
-    L, end = lane_count(a), min(a.size, (k + 1) * CHUNK)
-    whole = end - end % L
-    for i in range(k * CHUNK, whole, L):
-        store(y, i, _value_of_two(f, load(a, i), load(b, i)))
-    if whole < end:
-        n = end - whole
-        u, v = load_part(a, whole, n, zero(a)), load_part(b, whole, n, zero(b))
-        store_part(y, whole, n, _value_of_two(f, u, v))
+    at, end = k * CHUNK, min(a.size, (k + 1) * CHUNK)
+    n = min(to_boundary(y, at), end - at)
+    while at < end:
+        v = _value_of_two(f, _load_first(a, at, n), _load_first(b, at, n))
+        _store_first(y, at, n, v)
+        at += n
+        n = min(lane_count(y), end - at)
 
 
 @kernel(parallel=True)
@@ -341,24 +398,6 @@ def _map2(f, a, b, y):
             _map2_piece(f, a, b, y, k)
 
 
-@kernel(parallel=True)
-def _map_vectors(f, x, y):
-    if x.size <= CHUNK:
-        _map_vectors_piece(f, x, y, 0)
-    else:
-        for k in numba.prange((x.size + CHUNK - 1) // CHUNK):
-            _map_vectors_piece(f, x, y, k)
-
-
-@kernel(parallel=True)
-def _map2_vectors(f, a, b, y):
-    if a.size <= CHUNK:
-        _map2_vectors_piece(f, a, b, y, 0)
-    else:
-        for k in numba.prange((a.size + CHUNK - 1) // CHUNK):
-            _map2_vectors_piece(f, a, b, y, k)
-
-
 FORMULAS: dict[str, Callable[..., Any]] = {
     "relu": Relu,
     "leaky_relu": LeakyRelu,
@@ -377,7 +416,7 @@ def map_one(formula: str, x: Array, *params: float) -> Array:
     """Return the value of the formula for every number of x, in x's shape and dtype."""
     y, f = np.empty_like(x), FORMULAS[formula](*params)
     with buffers(x.dtype):
-        (_map_vectors if isinstance(f, OF_VECTORS) else _map)(f, flat(x), y.reshape(-1))
+        _map(f, flat(x), y.reshape(-1))
     return y
 
 
@@ -385,6 +424,5 @@ def map_two(formula: str, a: Array, b: Array, *params: float) -> Array:
     """Return the value of the formula for all pairs of numbers, of a and b of one shape."""
     y, f = np.empty_like(a), FORMULAS[formula](*params)
     with buffers(a.dtype):
-        run = _map2_vectors if isinstance(f, OF_VECTORS) else _map2
-        run(f, flat(a), flat(b), y.reshape(-1))
+        _map2(f, flat(a), flat(b), y.reshape(-1))
     return y

@@ -203,7 +203,7 @@ def _columns_gradient(dy, y, dx, A, each, C, B, log, threads):
 def forward(x: Array, dim: int, log: bool) -> Array:
     """Return softmax or log_softmax of x along `dim`."""
     y = np.empty_like(x)
-    (A, C, B), threads = _sizes(x, dim), _threads(x)
+    (A, C, B), threads = _sizes(x, dim), threads_for(x)
     with buffers(x.dtype):
         if B == 1:
             _rows(flat(x), y.reshape(-1), A, C, log, threads)
@@ -216,7 +216,7 @@ def forward(x: Array, dim: int, log: bool) -> Array:
 def backward(dy: Array, y: Array, dim: int, log: bool) -> Array:
     """Return the gradient to x."""
     dx = np.empty_like(y)
-    (A, C, B), threads = _sizes(y, dim), _threads(y)
+    (A, C, B), threads = _sizes(y, dim), threads_for(y)
     with buffers(y.dtype):
         if B == 1:
             _rows_gradient(flat(dy), flat(y), dx.reshape(-1), A, C, log, threads)
@@ -231,5 +231,5 @@ def _sizes(x: Array, dim: int) -> tuple[int, int, int]:
     return size(x.shape[:dim]), x.shape[dim], size(x.shape[dim + 1 :])
 
 
-def _threads(x: Array) -> int:
+def threads_for(x: Array) -> int:
     return max(1, min(numba.get_num_threads(), x.size // WORTH))

@@ -16,9 +16,12 @@ and take element offsets, so that one flat array holds any layout:
     lane_count(a)                   L, the lanes of a vector of a's type
     load_part(a, i, n, v)           a[i : i + n] in the first n lanes (all if n > L), else v's
     store_part(a, i, n, v)          the first n lanes alone; memory beyond is not touched
+    to_boundary(a, i)               1 to L: how far from a[i] the memory of a whole vector begins
     add, sub, mul, div, sqrt(x), fma(x, y, z)    lane by lane; fma is x * y + z, rounded once
     exp(x), expm1(x), log(x)        within 2 units in the last place
     absolute(x), copysign(x, y)     as in NumPy
+    polynomial(x, single, double)   sum of c[k] x^k, c being `single` for float32, else `double`
+    where_greater(x, y, a, b)       a where x > y, else b (where x or y is NaN, too)
     maximum(x, y)                   NaN wins, as in numpy.maximum
     best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
     load_winner(winner, i, a), where_winner(winner, k, v)    v where k has won, else zero
@@ -323,16 +326,6 @@ def maximum(typingctx, x, y):
 
 
 @intrinsic
-def no_winner(typingctx, a):
-    """Winner zero in every lane of a vector of a's type."""
-    winner = Vector(types.uint8, _vector(a).count)
-    return _emits(
-        winner(a),
-        lambda e, ty, args: ir.Constant(ir.VectorType(ir.IntType(8), winner.count), None),
-    )
-
-
-@intrinsic
 def winner_of(typingctx, k, a):
     """Winner k in every lane of a vector of a's type."""
     winner = Vector(types.uint8, _vector(a).count)
@@ -537,6 +530,19 @@ def store_part(typingctx, a, i, n, v):
     return _emits(types.void(a, types.intp, types.intp, v), body)
 
 
+@intrinsic
+def to_boundary(typingctx, a, i):
+    v = _vector(a)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        address = e.b.ptrtoint(e.at(a, *args, count=0), _I64)
+        beyond = e.b.and_(address, e.number(VECTOR_BYTES - 1))
+        numbers = e.b.udiv(beyond, e.number(VECTOR_BYTES // v.count))
+        return e.b.sub(e.number(v.count), numbers)
+
+    return _emits(types.intp(a, types.intp), body)
+
+
 def _two_of(v: Vector, low: Sequence[int], high: Sequence[int]) -> Any:
     """Emit a pair of vectors, each of these lanes of x followed by y."""
     result = types.UniTuple(v, 2)
@@ -671,6 +677,31 @@ def absolute(typingctx, x):
 @intrinsic
 def copysign(typingctx, x, y):
     return _math("copysign", x, 2)
+
+
+@intrinsic
+def polynomial(typingctx, x, single, double):
+    coefficients = single if x.dtype.bitwidth == 32 else double
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        items = e.items(args[1] if coefficients is single else args[2])
+        *lower, value = (
+            e.splat(e.context.cast(e.b, c, coefficients.dtype, x.dtype), x.count) for c in items
+        )
+        for c in reversed(lower):
+            value = e.fma(x, value, args[0], c)
+        return value
+
+    return _emits(x(x, single, double), body)
+
+
+@intrinsic
+def where_greater(typingctx, x, y, a, b):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        x_, y_, a_, b_ = args
+        return e.b.select(e.b.fcmp_ordered(">", x_, y_), a_, b_)
+
+    return _emits(a(x, x, a, a), body)
 
 
 # ---------------------------------------------------------------- tuples of offsets

@@ -12,10 +12,12 @@ from minicnn.ops import cross_entropy as module
 from minicnn.ops.cross_entropy import VERSIONS, cross_entropy_backward, cross_entropy_forward
 from minicnn.ops.losses import REDUCTIONS
 from opchecks import (
+    assert_any_threads,
     assert_equals_reference,
     assert_equals_torch,
     assert_gradients,
     assert_layout_free,
+    both_ways,
 )
 from strategies import LAYOUTS, dtypes, laid_out, layouts, normal, seeds
 
@@ -355,3 +357,41 @@ def test_another_version_can_run_the_backward():
         _, cache = cross_entropy_forward(x, T)
         expected = cross_entropy_backward(1.0, cache)
     np.testing.assert_allclose(cross_entropy_backward(1.0, cache), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("version", ["reference", "numpy"])
+def test_another_version_can_take_over_from_numba(version):
+    pytest.importorskip("numba", reason="Numba is not installed")
+    rng = np.random.default_rng(0)
+    x, target, weight = normal(rng, (4, 3, 5)), rng.integers(-1, 3, (4, 5)), rng.uniform(1, 2, 3)
+    with use("numba"):
+        _, cache = cross_entropy_forward(x, target, weight, ignore_index=-1)
+        expected = cross_entropy_backward(2.0, cache)
+    with use(version):
+        np.testing.assert_allclose(cross_entropy_backward(2.0, cache), expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(700, 67), (9, 5, 40, 41), (3, 20_001)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_many_labels(shape, dtype):
+    """Work for several threads, and rows that no vectors fill."""
+    pytest.importorskip("numba", reason="Numba is not installed")
+    rng = np.random.default_rng(0)
+    x, weight = 3 * normal(rng, shape, dtype), rng.uniform(0.5, 2, shape[1]).astype(dtype)
+    target = rng.integers(shape[1], size=(shape[0], *shape[2:]))
+    target.flat[::5] = -100
+    for reduction in ("mean", "none"):
+        kwargs = {"target": target, "weight": weight, "reduction": reduction}
+        assert_any_threads(
+            "numba", cross_entropy_forward, cross_entropy_backward, (x,), 1, **kwargs
+        )
+        y, _, (dx,) = both_ways(
+            "numba", cross_entropy_forward, cross_entropy_backward, (x,), 1, **kwargs
+        )
+        kwargs["weight"] = weight.astype(float)
+        want, _, (wanted,) = both_ways(
+            "numpy", cross_entropy_forward, cross_entropy_backward, (x.astype(float),), 1, **kwargs
+        )
+        u = np.finfo(dtype).eps
+        np.testing.assert_allclose(y, want, rtol=4 * u, atol=4 * u)
+        np.testing.assert_allclose(dx, wanted, rtol=0, atol=4 * u * abs(wanted).max())

@@ -75,7 +75,7 @@ def test_nan_and_inf_propagate(dtype, bad):
 @kernel()
 def _winner(a, best_out, winner_out):
     L = vector.lane_count(a)
-    best, winner = vector.load(a, 0), vector.no_winner(a)
+    best, winner = vector.load(a, 0), vector.winner_of(0, a)
     for k in range(1, a.size // L):
         best, winner = vector.take_larger(best, winner, vector.load(a, k * L), k)
     vector.store(best_out, 0, best)
@@ -189,6 +189,51 @@ def test_functions_are_within_two_units_in_the_last_place(which, dtype):
     if which in (3, 4):
         np.testing.assert_array_equal(y, rounded)
         np.testing.assert_array_equal(np.signbit(y[finite]), np.signbit(rounded[finite]))
+
+
+SINGLE, DOUBLE = (0.1, -2.0, 3.0), (0.1, 7.0, -5.0, 0.25, 1.0)
+
+
+@kernel()
+def _chosen(x, y, a, b, out):
+    L = vector.lane_count(x)
+    u, v = vector.load(x, 0), vector.load(y, 0)
+    vector.store(out, 0, vector.where_greater(u, v, vector.load(a, 0), vector.load(b, 0)))
+    vector.store(out, L, vector.polynomial(u, SINGLE, DOUBLE))
+
+
+@both
+def test_where_greater_and_polynomial(dtype):
+    L = vector.lanes(dtype)
+    x, y, a, b = (draw(dtype, L, seed) for seed in range(4))
+    y[0], out = x[0], np.empty(2 * L, dtype)
+    _chosen(x, y, a, b, out)
+    np.testing.assert_array_equal(out[:L], np.where(x > y, a, b))
+    series, wide = SINGLE if dtype == np.float32 else DOUBLE, x.astype(np.longdouble)
+    exact, size = (sum(f(c * wide**k) for k, c in enumerate(series)) for f in (np.positive, np.abs))
+    assert (abs(out[L:] - exact) <= np.finfo(dtype).eps * size).all()
+    for bad in (np.nan, np.inf, -np.inf):
+        for one, other in ((x, y), (y, x)):
+            one[1], other[1] = bad, 1
+            _chosen(x, y, a, b, out)
+            assert out[1] == (a[1] if x[1] > y[1] else b[1])
+            assert np.isfinite(out[L + 1]) == np.isfinite(x[1])
+
+
+@kernel()
+def _to_boundary(a, i):
+    return vector.to_boundary(a, i)
+
+
+@both
+def test_distance_to_where_a_whole_vector_begins(dtype):
+    L = vector.lanes(dtype)
+    a = np.zeros(4 * L, dtype)
+    for i in range(2 * L):
+        n = _to_boundary(a, i)
+        assert 1 <= n <= L
+        assert a[i + n :].ctypes.data % vector.VECTOR_BYTES == 0
+    assert n == L or _to_boundary(a, 2 * L - 1 + n) == L
 
 
 @kernel()
