@@ -313,7 +313,7 @@ class LinearStage(Stage):
         self._x = x.data if in_order else x.data.reshape(-1, w.shape[1])
         self._y = y = self.buffer("y", (len(self._x), len(w)), w.dtype)
         flat = x.last or type(self.layers[0]) is Flatten
-        return Maps(y if flat else y.reshape(*x.data.shape[:-1], len(w)))
+        return Maps(y if flat else self.buffer("y", (*x.data.shape[:-1], len(w)), w.dtype))
 
     def compute(self, training: bool) -> None:
         linear = self.linear
@@ -334,4 +334,5 @@ class LinearStage(Stage):
         if dx is None:
             return None
         came = self._came
-        return Maps(dx, came.channels) if came.last else Maps(dx.reshape(came.data.shape))
+        # The same memory in the shape of the input, and each time the same object.
+        return Maps(self.buffer("dx", came.data.shape, w.dtype), came.channels)
