@@ -91,21 +91,25 @@ def prefer(version: str) -> Iterator[None]:
     global _preferred
     outermost = _preferred != version
     previous, _preferred = _preferred, version
+    limited = []
     try:
         if outermost and (_chosen or version) in ON_NUMBA:
-            with _thread_pools().limit(limits=1, user_api="blas"):
-                yield
-        else:
-            yield
+            for library in _blas():
+                if (threads := library.num_threads) != 1:
+                    limited.append((library, threads))
+                    library.set_num_threads(1)
+        yield
     finally:
+        for library, threads in limited:
+            library.set_num_threads(threads)
         _preferred = previous
 
 
 @cache
-def _thread_pools() -> Any:
+def _blas() -> list[Any]:
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def pick(op: str, versions: Mapping[str, V], x: Array) -> V:

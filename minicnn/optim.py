@@ -42,18 +42,7 @@ __all__ = [
 
 def all_finite(*arrays: Array) -> bool:
     """Tell whether no number of the arrays is NaN or infinite."""
-    if arrays and _by_numba("all_finite", arrays[0]):
-        from minicnn import optim_numba  # imports Numba: only when asked for
-
-        check = optim_numba.finite_check(arrays)
-        if check is not None:
-            return check()
     return all(bool(array_module(a).isfinite(a).all()) for a in arrays)
-
-
-def _by_numba(name: str, a: Array) -> bool:
-    by_numba: Mapping[str, Any] = {"numba": True, "numpy": False}
-    return pick(name, by_numba, a)
 
 
 class HasParams(Protocol):
@@ -126,26 +115,58 @@ class Optimizer:
             If the model has a parameter that the optimiser was not built with, or one whose
             shape, dtype or device has changed. Nothing is updated then.
         """
-        params = list(self.model.named_params())
-        self.check(params)
+        self._step(list(self.model.named_params()), if_finite=False)
+
+    def step_if_finite(self, params: Params) -> bool:
+        """Make a step unless a gradient is NaN or infinite, and tell whether it was made.
+
+        Parameters
+        ----------
+        params : sequence of (str, array, array)
+            What ``model.named_params()`` yields now.
+
+        Raises
+        ------
+        ValueError
+            As `step`.
+        """
+        if type(self).step is Optimizer.step:
+            return self._step(params, if_finite=True)
+        finite = all_finite(*(g for _, _, g in params))
+        if finite:
+            self.step()
+        return finite
+
+    def _step(self, params: Params, if_finite: bool) -> bool:
+        together = self._by_kernel(params)
+        rest = params if together is None else [params[i] for i in together.left]
+        if if_finite:
+            if together is not None and not together.finite():
+                return False
+            if not all_finite(*(g for _, _, g in rest)):
+                return False
         self.step_count += 1
-        by_rule = type(self)._update is Optimizer._update
-        if by_rule and params and _by_numba("step", params[0][1]):
-            params = self._update_together(params)
-        for name, p, g in params:
+        if together is not None:
+            together(**self._options())
+        for name, p, g in rest:
             self._update(p, g, self._state[name], self._scratch[name])
+        return True
 
-    def _update_together(self, params: Params) -> Params:
-        """Update by one kernel the parameters that it takes, and return the others."""
+    def _by_kernel(self, params: Params) -> Together | None:
+        """Return what updates parameters by one kernel, where it is Numba that does."""
+        by_numba: Mapping[str, Any] = {"numba": True, "numpy": False}
+        by_rule = type(self)._update is Optimizer._update
+        if not (by_rule and params and pick("step", by_numba, params[0][1])):
+            self.check(params)
+            return None
         arrays = [a for _, p, g in params for a in (p, g)]
-        together = self._together
-        if together is None or not same(arrays, together.arrays):
-            from minicnn.optim_numba import Together
+        if self._together is None or not same(arrays, self._together.arrays):
+            from minicnn.optim_numba import Together  # imports Numba: only when asked for
 
+            self.check(params)
             rows = [(p, g, *map(self._state[name].get, self._slots)) for name, p, g in params]
-            together = self._together = Together(self._rule, arrays, rows)
-        together(**self._options())
-        return [params[i] for i in together.left]
+            self._together = Together(self._rule, arrays, rows)
+        return self._together
 
     def check(self, params: Iterable[tuple[str, Array, Array]]) -> None:
         """Raise ValueError for a parameter that is not as it was when the optimiser was built."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import numba
@@ -20,7 +21,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from minicnn.backend import Array, same
+from minicnn.backend import Array
 from minicnn.ops.jit import Call, kernel
 from minicnn.ops.share import take
 from minicnn.ops.vector import (
@@ -39,7 +40,7 @@ from minicnn.ops.vector import (
     zero,
 )
 
-Rows = Sequence[tuple[Array | None, ...]]
+Rows = Sequence[tuple[Any, ...]]  # arrays, or None
 Numbers = tuple[tuple[float, ...], tuple[bool, ...]]  # read by a kernel; how it is compiled
 
 # ---------------------------------------------------------------- one vector
@@ -96,6 +97,7 @@ def _rmsprop_vector(p, g, v, m, b, h, decay, centered, momentum):
 # The loops over vectors end with one over single numbers, for the last of a parameter.
 
 PIECE = 1 << 13  # numbers at most
+NUMBERS = 9  # that a rule has beside arrays, at most
 
 
 @intrinsic
@@ -206,68 +208,78 @@ def _row(pieces, i, like):
     )  # fmt: skip
 
 
-@kernel(parallel=True)
-def _sgd(pieces, h, decay, nesterov, taken, threads):
-    taken[0] = 0
-    for _t in numba.prange(threads):
-        i = take(taken, 0)
-        while i < len(pieces):
-            p, g, b, _m, _n = _row(pieces, i, h)
-            _sgd_piece(p, g, b, h, decay, nesterov)
-            i = take(taken, 0)
+# Who is free takes the next piece, but the update begins with those whose gradients this thread has
+# just looked at: `owner` tells, and -1 for none. They are in the cache of its core.
+
+
+@kernel(inline=True)
+def _is_mine(i, turn, t, owner, taken):
+    """Tell whether thread `t` takes piece `i`: in turn 0 of its own, in turn 1 what is left."""
+    return (owner[i] == t) == (turn == 0) and take(taken, i) == 0
 
 
 @kernel(parallel=True)
-def _adam(pieces, h, decay, decoupled, taken, threads):
-    taken[0] = 0
-    for _t in numba.prange(threads):
-        i = take(taken, 0)
-        while i < len(pieces):
-            p, g, m, v, v_max = _row(pieces, i, h)
-            _adam_piece(p, g, m, v, v_max, h, decay, decoupled)
-            i = take(taken, 0)
+def _sgd(pieces, h, decay, nesterov, owner, taken, threads):
+    taken[:] = 0
+    for t in numba.prange(threads):
+        for turn in range(2):
+            for i in range(len(pieces)):
+                if _is_mine(i, turn, t, owner, taken):
+                    p, g, b, _m, _n = _row(pieces, i, h)
+                    _sgd_piece(p, g, b, h, decay, nesterov)
 
 
 @kernel(parallel=True)
-def _rmsprop(pieces, h, decay, taken, threads):
-    taken[0] = 0
-    for _t in numba.prange(threads):
-        i = take(taken, 0)
-        while i < len(pieces):
-            p, g, v, m, b = _row(pieces, i, h)
-            _rmsprop_piece(p, g, v, m, b, h, decay)
-            i = take(taken, 0)
+def _adam(pieces, h, decay, decoupled, owner, taken, threads):
+    taken[:] = 0
+    for t in numba.prange(threads):
+        for turn in range(2):
+            for i in range(len(pieces)):
+                if _is_mine(i, turn, t, owner, taken):
+                    p, g, m, v, v_max = _row(pieces, i, h)
+                    _adam_piece(p, g, m, v, v_max, h, decay, decoupled)
 
 
 @kernel(parallel=True)
-def _all_finite(pieces, like, bad, taken, threads):
-    taken[0] = 0
-    for _t in numba.prange(threads):
+def _rmsprop(pieces, h, decay, owner, taken, threads):
+    taken[:] = 0
+    for t in numba.prange(threads):
+        for turn in range(2):
+            for i in range(len(pieces)):
+                if _is_mine(i, turn, t, owner, taken):
+                    p, g, v, m, b = _row(pieces, i, h)
+                    _rmsprop_piece(p, g, v, m, b, h, decay)
+
+
+@kernel(parallel=True)
+def _finite(pieces, h, owner, taken, threads):
+    """Tell whether all gradients are finite."""
+    taken[:] = 0
+    for t in numba.prange(threads):
         i = take(taken, 0)
         while i < len(pieces):
-            a = _at(pieces[i, 1], pieces[i, 0], like)
-            L, total = lane_count(a), zero(a)
-            whole = a.size - a.size % L
+            g = _at(pieces[i, 2], pieces[i, 0], h)
+            L, total = lane_count(g), zero(g)
+            whole = g.size - g.size % L
             for k in range(0, whole, L):
-                v = load(a, k)
+                v = load(g, k)
                 total = add(total, sub(v, v))  # NaN where v is not finite
             sum_ = horizontal_sum(total)
-            for k in range(whole, a.size):
-                sum_ += a[k] - a[k]
-            bad[i] = sum_ != 0  # NaN differs from all numbers
+            for k in range(whole, g.size):
+                sum_ += g[k] - g[k]
+            owner[i] = t if sum_ == 0 else -1  # NaN differs from all numbers
             i = take(taken, 0)
+    finite = True
     for i in range(len(pieces)):
-        if bad[i]:
-            return False
-    return True
+        finite &= owner[i] >= 0
+    return finite
 
 
 def _pieces(rows: Rows) -> np.ndarray:
     """Return the table: of each piece its size and the addresses of up to five arrays."""
     lines = []
     for row in rows:
-        first: Any = row[0]
-        size, step = first.size, first.itemsize
+        size, step = row[0].size, row[0].itemsize
         starts = [0 if a is None else a.__array_interface__["data"][0] for a in row]
         starts += [0] * (5 - len(starts))
         for k in range(0, size, PIECE):
@@ -284,33 +296,7 @@ def _in_order(arrays: Iterable[Array | None]) -> bool:
     )
 
 
-def _shared_out(kernel: Any, table: np.ndarray, *args: Any) -> Call:
-    """Return the call of a kernel whose threads take pieces in turn."""
-    threads = min(numba.get_num_threads(), max(1, len(table)))
-    return Call(kernel, (table, *args, np.zeros(1, np.int64), threads))
-
-
 # ---------------------------------------------------------------- called from minicnn.optim
-
-
-_checked: tuple[Sequence[Array], Any] = (), None
-
-
-def finite_check(arrays: Sequence[Array]) -> Call | None:
-    """Return what tells whether all numbers are finite; None if the arrays are not alike.
-
-    What was made for the same arrays before is kept.
-    """
-    global _checked
-    kept, call = _checked
-    if not same(arrays, kept):
-        if not _in_order(arrays):
-            return None
-        table = _pieces([(a,) for a in arrays])
-        like, bad = np.empty(0, arrays[0].dtype), np.empty(len(table), np.bool_)
-        call = _shared_out(_all_finite, table, like, bad)
-        _checked = arrays, call
-    return call
 
 
 class Together:
@@ -335,27 +321,43 @@ class Together:
     def __init__(self, rule: str, arrays: Sequence[Array], rows: Rows) -> None:
         self.arrays = arrays
         self.left = [i for i, row in enumerate(rows) if not _in_order(row)]
-        self._rows = [row for i, row in enumerate(rows) if i not in self.left]
+        taken = [row for i, row in enumerate(rows) if i not in self.left]
         self._kernel, self._numbers = RULES[rule]
         self._flags: tuple[bool, ...] = ()
-        self._calls: list[tuple[np.ndarray, Call]] = []  # numbers, and the kernel that reads them
+        self._parts = [_Part(list(rows)) for _, rows in groupby(taken, lambda row: row[0].dtype)]
+
+    def finite(self) -> bool:
+        """Tell whether all gradients of the rows taken are finite."""
+        return all(part.finite() for part in self._parts)
 
     def __call__(self, **options: Any) -> None:
         """Change parameters and state in place, by the options of the rule in `minicnn.optim`."""
         numbers, flags = self._numbers(**options)
-        if flags != self._flags:
-            self._prepare(len(numbers), flags)
-        for h, call in self._calls:
-            h[:] = numbers
-            call()
+        for part in self._parts:
+            if flags != self._flags:
+                part.prepare(self._kernel, flags)
+            part.h[: len(numbers)] = numbers
+            part.update()
+        self._flags = flags
 
-    def _prepare(self, count: int, flags: tuple[bool, ...]) -> None:
-        self._flags, self._calls = flags, []
-        dtypes = [row[0].dtype for row in self._rows]  # type: ignore[union-attr]
-        for dtype in dict.fromkeys(dtypes):
-            table = _pieces([row for row, kind in zip(self._rows, dtypes) if kind == dtype])
-            h = np.empty(count, dtype)
-            self._calls.append((h, _shared_out(self._kernel, table, h, *flags)))
+
+class _Part:
+    """Rows of arrays of one dtype."""
+
+    update: Call
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows  # kept alive, so that no other arrays come to their addresses
+        self._pieces = _pieces(rows)
+        pieces, threads = len(self._pieces), numba.get_num_threads()
+        self.h = np.zeros(NUMBERS, rows[0][0].dtype)
+        owner, taken = np.full(pieces, -1), np.zeros(max(1, pieces), np.int64)
+        self._rest = owner, taken, max(1, min(threads, pieces))
+        self.finite = Call(_finite, (self._pieces, self.h, *self._rest))
+
+    def prepare(self, kernel: Any, flags: tuple[bool, ...]) -> None:
+        """Let `update` be a kernel with these flags."""
+        self.update = Call(kernel, (self._pieces, self.h, *flags, *self._rest))
 
 
 def _sgd_numbers(

@@ -243,12 +243,11 @@ class Trainer:
             loss, outputs = self._gradients(x, y, plan, contents)
             if not math.isfinite(loss):
                 self._refuse(f"the loss is {loss}", x)
-            if not all_finite(*contents.grads):
-                name = next(name for name, _, g in contents.params if not all_finite(g))
-                self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
             if self.clip_norm is not None:
                 clip_grad_norm(self.model, self.clip_norm)
-            self.optimizer.step()
+            if not self.optimizer.step_if_finite(contents.params):
+                name = next(name for name, _, g in contents.params if not all_finite(g))
+                self._refuse(f"the gradient of {name} is not finite (the loss is {loss:g})", x)
         return loss, outputs
 
     def _gradients(self, x: Array, y: Array, plan: Any, contents: Contents) -> tuple[float, Array]:

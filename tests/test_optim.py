@@ -1,3 +1,4 @@
+import copy
 import re
 
 import numpy as np
@@ -621,15 +622,68 @@ def test_numba_updates_are_those_of_numpy_to_the_last_bit(make, dtype):
         np.testing.assert_array_equal(pairs[1][name], a, err_msg=name)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [1, 15, 40_000])
-def test_all_finite(size):
+@pytest.mark.parametrize("version", ["numpy", "numba"])
+def test_no_step_where_a_gradient_is_not_finite(version, size, bad):
     pytest.importorskip("numba", reason="Numba is not installed")
-    for version in ("numpy", "numba"):
-        with prefer(version):
-            a = np.ones(size, np.float32)
-            assert optim.all_finite(a)
-            for bad in (np.nan, np.inf, -np.inf):
-                for at in (0, size // 2, size - 1):
-                    a[at] = bad
-                    assert not optim.all_finite(a)
-                    a[at] = 1
+    model = Model(w=np.ones(3, np.float32), v=np.ones(size, np.float32), u=np.ones(2))
+    optimizer = optim.SGD(model, lr=0.5, momentum=0.9)
+    before, params = values(model), list(model.named_params())
+    with prefer(version):
+        for name, at in (("v", 0), ("v", size // 2), ("v", size - 1), ("w", 2), ("u", 0)):
+            for g in model.grads.values():
+                g[...] = 1
+            model.grads[name][at] = bad
+            assert not optimizer.step_if_finite(params)
+            assert not optim.all_finite(*model.grads.values())
+            model.grads[name][at] = 1
+        assert_equal(values(model), before)
+        assert optimizer.step_count == 0
+        assert optim.all_finite(*model.grads.values())
+        assert optimizer.step_if_finite(params)
+    assert optimizer.step_count == 1
+    assert all((p == 0.5).all() for p in model.params.values())
+
+
+def test_a_step_of_ones_own_is_made_where_gradients_are_finite():
+    class Twice(optim.SGD):
+        def step(self):
+            super().step()
+            super().step()
+
+    model = Model(w=np.zeros(2, np.float32))
+    optimizer = Twice(model, lr=1)
+    model.grads["w"][...] = [1, np.nan]
+    assert not optimizer.step_if_finite(list(model.named_params()))
+    assert optimizer.step_count == 0
+    model.grads["w"][1] = 1
+    assert optimizer.step_if_finite(list(model.named_params()))
+    np.testing.assert_array_equal(model.params["w"], [-2, -2])
+
+
+def test_a_step_in_numba_takes_arrays_as_they_are_now():
+    """Other arrays in the place of a parameter, of a gradient, of what the optimiser keeps."""
+    pytest.importorskip("numba", reason="Numba is not installed")
+    whole, parts = random_model(np.float32), random_model(np.float32)
+    calm, moved = optim.Adam(whole), optim.Adam(parts)
+    for k in range(6):
+        for optimizer, model in ((calm, whole), (moved, parts)):
+            draw_gradients(model, k)
+            with prefer("numba"):
+                optimizer.step()
+        old = list(parts.params.values()) + list(parts.grads.values())
+        if k == 0:
+            parts.params["0.weight"] = parts.params["0.weight"].copy()
+        elif k == 1:
+            parts.grads["0.bias"] = parts.grads["0.bias"].copy()
+        elif k == 2:
+            parts.grads["0.weight"] = np.asfortranarray(parts.grads["0.weight"])
+        elif k == 3:
+            moved.map_arrays(np.copy)
+        elif k == 4:
+            parts, moved = copy.deepcopy((parts, moved))
+        for a in old:  # what is not used any more
+            if not any(a is b for b in (*parts.params.values(), *parts.grads.values())):
+                a[...] = np.nan
+    assert_equal(values(parts), values(whole))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -56,17 +55,11 @@ class Contents:
         """What `Layer.named_params` yields."""
         return list(self.model.named_params())
 
-    @cached_property
-    def grads(self) -> list[Array]:
-        """The gradients of `params`."""
-        return [g for _, _, g in self.params]
-
 
 def contents_of(model: Layer) -> Contents:
     """Return what a model holds now: the same object as before if nothing has been replaced.
 
-    Numbers in arrays may change, and states of generators; what is in an attribute that is neither
-    an array nor a dictionary of options counts as one object.
+    Numbers in arrays may change, and states of generators.
     """
     kept = _kept(model)
     for contents in kept:
@@ -89,9 +82,7 @@ def _walk(model: Layer) -> tuple[list[Layer], list[Any]]:
         layers += layer.children().values()
     objects: list[Any] = list(layers)
     for layer in layers:
-        values: Iterable[Any] = vars(layer).values()
-        objects += values
-        for value in values:
-            if type(value) is dict and value:
-                objects += value.values()
+        objects += vars(layer).values()
+        for arrays in (layer.params, layer.grads, layer.buffers):
+            objects += arrays.values()
     return layers, objects

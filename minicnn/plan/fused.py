@@ -385,7 +385,7 @@ class LinearStage(Stage):
         self._x = x.data if in_order else x.data.reshape(-1, w.shape[1])
         self._y = y = self.buffer("y", (len(self._x), len(w)), w.dtype)
         flat = x.last or type(self.layers[0]) is Flatten
-        return Maps(y if flat else y.reshape(*x.data.shape[:-1], len(w)))
+        return Maps(y if flat else self.buffer("y", (*x.data.shape[:-1], len(w)), w.dtype))
 
     def compute(self, training: bool) -> None:
         linear = self.linear

@@ -35,15 +35,12 @@ class Stage:
 
     def __init__(self, named: Sequence[Named]) -> None:
         self.named = list(named)
+        self.layers = [layer for _, layer in named]
         self.buffers = Buffers()
         self._calls: dict[str, tuple[Array, dict[str, Any], Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_calls": {}}  # kernels cannot be pickled, and are made again
-
-    @property
-    def layers(self) -> list[Any]:
-        return [layer for _, layer in self.named]
 
     @property
     def what(self) -> str:
