@@ -19,9 +19,10 @@ It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive
 float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 1e-6.
 Numbers near the largest float may overflow inside.
 
-An item of work is a number of tiles whose arrays stay in the cache of a core. For dw, all threads
+An item of work is a number of tiles whose arrays stay in the cache of a core. The T*T sums of dw,
+if they are small, stay there too, and are taken in PARTS parts. If they are large, all threads
 transform the tiles of an item that stays in the cache that they share, and then each takes some of
-the T*T products: a sum has one owner, so any number of threads gives the same bits.
+the products. Either way any number of threads gives the same bits.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ from minicnn.shapes import Window
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
 ITEM_BYTES = 640 << 10  # of an item's transformed tiles: most of an L2 cache
-SHARED_BYTES = 4 << 20  # and of an item of dw: part of an L3 cache
+SUMS_BYTES = 640 << 10  # most of what the sums of dw may take in the cache of a core
+SHARED_BYTES = 4 << 20  # of an item of dw where they take more: part of an L3 cache
+PARTS = 16
 SIZES = 3, 5  # R
 
 
@@ -130,8 +133,9 @@ def _plan(
     if not forward:
         # The products of the gradient run along the tiles: they lie next to each other, in panels
         # of a vector of channels (of two in the target, see `_products`).
-        most = max(BLOCK, SHARED_BYTES // tile_bytes)
-        count = N * tile_rows * tile_columns
+        small = T * T * C * Q * (VECTOR_BYTES // L) <= SUMS_BYTES
+        most = max(BLOCK, (ITEM_BYTES if small else SHARED_BYTES) // tile_bytes)
+        count = max(1, N * tile_rows * tile_columns)
         item = round_up(-(-count // -(-count // most)), ROWS)
         channels, tiles = channels // L * (item * L) + channels % L, np.arange(item) * L
 
@@ -312,41 +316,43 @@ def _gradients(v, d, k, count, plan, du, more):
 
 
 @kernel()
-def _transform_filter(w, c, turned, plan, taps, side, square, scratch, u):
-    """Write U of one channel of the source, panel by panel: ``u[k, panel, c, f]``.
+def _transform_filter(w, first, turned, plan, taps, side, square, scratch, u):
+    """Write U of a vector of channels of the source, panel by panel: ``u[k, panel, c, f]``.
 
     Filter f of source channel c is ``w[f, c]``, or of the adjoint ``w[c, f]`` turned round.
     """
     L, K = lane_count(w), len(taps)
-    at, step = (c * plan.F * K, K) if turned else (c * K, plan.C * K)
+    places = multiples(0, len(square) - 1, plan.C * plan.Q, square)
     for f in range(0, plan.Q, L):
         panel = f // (2 * L) * (2 * L)
         width = min(2 * L, plan.Q - panel)
-        to = panel * plan.C + c * width + f - panel
-        for lane in range(L):
-            there, first = f + lane < plan.F, at + (f + lane) * step
-            for k in range(K):
-                # Unsigned: no index is tried for being negative.
-                tap = np.uint64(first + (K - 1 - k if turned else k))
-                scratch[np.uint64(k * L + lane)] = w[tap] if there else 0
-        g = tile_load(zeros(w, taps), scratch, 0, multiples(0, K - 1, L, taps))
-        places = multiples(0, len(square) - 1, plan.C * plan.Q, square)
-        tile_store(transform_filter(g, side), u, to, places)
+        for c in range(first, min(first + L, plan.C)):  # lanes a whole filter apart share lines
+            at, step = (c * plan.F * K, K) if turned else (c * K, plan.C * K)
+            for lane in range(L):
+                there, start = f + lane < plan.F, at + (f + lane) * step
+                for k in range(K):
+                    # Unsigned: no index is tried for being negative.
+                    tap = np.uint64(start + (K - 1 - k if turned else k))
+                    scratch[np.uint64(k * L + lane)] = w[tap] if there else 0
+            g = tile_load(zeros(w, taps), scratch, 0, multiples(0, K - 1, L, taps))
+            to = panel * plan.C + c * width + f - panel
+            tile_store(transform_filter(g, side), u, to, places)
 
 
 @kernel()
-def _write_filter(du, c, plan, taps, grid, square, scratch, dw):
-    """Write dw of one channel, (F, C, K) flat, from the sums ``du[k, c, f]``."""
+def _write_filter(du, first, plan, taps, grid, square, scratch, dw):
+    """Write dw of a vector of channels, (F, C, K) flat, from the sums ``du[k, c, f]``."""
     L, K = lane_count(du), len(taps)
     acc = zeros(du, square)
     places = multiples(0, len(square) - 1, plan.C * plan.Q, square)
     for f in range(0, plan.Q, L):
-        product = tile_load(acc, du, c * plan.Q + f, places)
-        tile_store(transform_output(product, grid), scratch, 0, multiples(0, 0, 0, 1))
-        for lane in range(min(L, plan.F - f)):
-            at = ((f + lane) * plan.C + c) * K
-            for k in range(K):
-                dw[at + k] = scratch[k * L + lane]
+        for c in range(first, min(first + L, plan.C)):
+            product = tile_load(acc, du, c * plan.Q + f, places)
+            tile_store(transform_output(product, grid), scratch, 0, multiples(0, 0, 0, 1))
+            for lane in range(min(L, plan.F - f)):
+                at = ((f + lane) * plan.C + c) * K
+                for k in range(K):
+                    dw[at + k] = scratch[k * L + lane]
 
 
 # ---------------------------------------------------------------- whole batches
@@ -361,10 +367,10 @@ def _correlate(
     for t in numba.prange(len(vs)):
         plan, mine = _unpack(table), scratch[t]
         taps, side, square = lengths(patch, corner)
-        c = take(taken, 0)
+        c = take(taken, 0) * lane_count(w)
         while c < plan.C:
             _transform_filter(w, c, turned, plan, taps, side, square, mine, u)
-            c = take(taken, 0)
+            c = take(taken, 0) * lane_count(w)
     for t in numba.prange(len(vs)):
         plan, v, m, mine = _unpack(table), vs[t], ms[t], scratch[t]
         _, _, square = lengths(patch, corner)
@@ -381,14 +387,45 @@ def _correlate(
 
 
 @kernel(parallel=True)
-def _gradient(x, dy, dw, N, table, patch, grid, corner, none, taken, v, d, du, scratch):
+def _gradient_in_parts(x, dy, dw, N, table, patch, grid, corner, none, taken, vs, ds, dus, scratch):
+    threads = len(scratch)
+    taken[:] = 0
+    for t in numba.prange(threads):
+        plan, v, d = _unpack(table), vs[t], ds[t]
+        _, side, square = lengths(patch, corner)
+        tiles, parts = N * plan.tile_rows * plan.tile_columns, len(dus)
+        items = (tiles + plan.item - 1) // plan.item
+        part = take(taken, 0)
+        while part < parts:
+            start = part * items // parts
+            for i in range(start, (part + 1) * items // parts):
+                first = i * plan.item
+                count = min(plan.item, tiles - first)
+                _transform_source(x, first, count, plan, patch, square, none, v, 0)
+                _transform_gradient(dy, first, count, plan, grid, side, square, none, d, 0)
+                for k in range(plan.products):
+                    _gradients(v, d, k, count, plan, dus[part], i > start)
+            part = take(taken, 0)
+    for k in numba.prange(_unpack(table).products):
+        shape = _unpack(table)
+        size = shape.C * shape.Q
+        for i in range(k * size, (k + 1) * size, lane_count(dw)):
+            total = load(dus[0], i)
+            for part in range(1, len(dus)):
+                total = add(total, load(dus[part], i))
+            store(dus[0], i, total)
+    _write_filters(dus[0], dw, table, patch, corner, taken, scratch)
+
+
+@kernel(parallel=True)
+def _gradient_together(x, dy, dw, N, table, patch, grid, corner, none, taken, vs, ds, dus, scratch):
     shape, threads = _unpack(table), len(scratch)
     tiles, item = N * shape.tile_rows * shape.tile_columns, shape.item
     for first in range(0, tiles, item):
         count = min(item, tiles - first)
         taken[:] = 0
         for _thread in numba.prange(threads):
-            plan = _unpack(table)
+            plan, v, d = _unpack(table), vs[0], ds[0]
             _, side, square = lengths(patch, corner)
             g = take(taken, 0) * ROWS
             while g < count:
@@ -400,15 +437,20 @@ def _gradient(x, dy, dw, N, table, patch, grid, corner, none, taken, v, d, du, s
             plan = _unpack(table)
             k = take(taken, 1)
             while k < plan.products:
-                _gradients(v, d, k, count, plan, du, first > 0)
+                _gradients(vs[0], ds[0], k, count, plan, dus[0], first > 0)
                 k = take(taken, 1)
-    for t in numba.prange(threads):
+    _write_filters(dus[0], dw, table, patch, corner, taken, scratch)
+
+
+@kernel(parallel=True)
+def _write_filters(du, dw, table, patch, corner, taken, scratch):
+    for t in numba.prange(len(scratch)):
         plan, mine = _unpack(table), scratch[t]
         taps, _, square = lengths(patch, corner)
-        c = take(taken, 2)
+        c = take(taken, 2) * lane_count(dw)
         while c < plan.C:
             _write_filter(du, c, plan, taps, corner, square, mine, dw)
-            c = take(taken, 2)
+            c = take(taken, 2) * lane_count(dw)
 
 
 # ---------------------------------------------------------------- entry points
@@ -541,8 +583,13 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
     sizes = len(x), C, *x.shape[1:3], F, *dy.shape[1:3], top, left
     form = form_of(R, win.stride[0])
     plan, table = _plan(*sizes, form, (1, 1), L, False)
+    size = plan.products * C * plan.Q
+    small = size * x.itemsize <= SUMS_BYTES
+    items = -(-len(x) * plan.tile_rows * plan.tile_columns // plan.item)
+    threads = numba.get_num_threads()
+    own = threads if small else 1
     return Call(
-        _gradient,
+        _gradient_in_parts if small else _gradient_together,
         (
             flat(x),
             flat(dy),
@@ -557,12 +604,11 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
         ),
         x.dtype,
         (
-            (1, plan.products * plan.source_step),
-            (1, plan.products * plan.target_step),
-            (1, plan.products * C * plan.Q),
-            (numba.get_num_threads(), R * R * L),
+            (own, plan.products * plan.source_step),
+            (own, plan.products * plan.target_step),
+            (min(PARTS, items) if small else 1, size),
+            (threads, R * R * L),
         ),
-        lambda v, d, du, scratch: (v[0], d[0], du[0], scratch),
     )
 
 

@@ -99,30 +99,30 @@ def _with_roots(roots: list[Fraction]) -> list[Fraction]:
 # With stride 2: even and odd numbers apart, in 5 and 4 of the 9 values.
 
 
-def strided_input_matrix(D: int) -> Matrix:
-    """Return B' (9, D) for the patch of a convolution, or of its adjoint."""
+def strided_input_matrix(patch: int) -> Matrix:
+    """Return B' (9, patch) for the patch of a convolution, or of its adjoint."""
     even, odd = input_matrix(5), _identity(4)
-    if D == STRIDED_ADJOINT.patch:
-        return [*even, *_at(odd, 0, 1, D)]
-    return [*_at(even, 0, 2, D), *_at(odd, 1, 2, D)]
+    if patch == STRIDED_ADJOINT.patch:
+        return [*even, *_at(odd, 0, 1, patch)]
+    return [*_at(even, 0, 2, patch), *_at(odd, 1, 2, patch)]
 
 
-def strided_filter_matrix(R: int) -> Matrix:
-    """Return G (9, R) for a filter of 3 taps, or for 4 numbers of dy in the gradient of it."""
-    if R == OUTPUTS:
-        return [*filter_matrix(5, R), *_identity(4)]
-    return [*_at(filter_matrix(5, 2), 0, 2, R), *_at([[Fraction(1)]] * 4, 1, 1, R)]
+def strided_filter_matrix(taps: int) -> Matrix:
+    """Return G (9, taps) for a filter of 3 taps, or for 4 numbers of dy in the gradient of it."""
+    if taps == OUTPUTS:
+        return [*filter_matrix(5, taps), *_identity(4)]
+    return [*_at(filter_matrix(5, 2), 0, 2, taps), *_at([[Fraction(1)]] * 4, 1, 1, taps)]
 
 
-def strided_output_matrix(M: int) -> Matrix:
-    """Return A' (M, 9): 4 outputs, the 3 taps of a gradient, or 8 numbers of the adjoint.
+def strided_output_matrix(outputs: int) -> Matrix:
+    """Return A' (outputs, 9): 4 outputs, the 3 taps of a gradient, or 8 numbers of the adjoint.
 
     Those 8 begin with one that tap 1 makes, so that the padding has to be odd.
     """
     even, odd = output_matrix(5, OUTPUTS), _identity(4)
-    if M == OUTPUTS:
+    if outputs == OUTPUTS:
         return [a + b for a, b in zip(even, odd)]
-    if M == STRIDED_ADJOINT.outputs:
+    if outputs == STRIDED_ADJOINT.outputs:
         pairs = zip(_at(odd, 5, 1, 9), _at(even, 0, 1, 9))
         return [row for pair in pairs for row in pair]
     first, last = _at(output_matrix(5, 2), 0, 1, 9)
@@ -210,9 +210,10 @@ def _transform(vs: Any, matrix: Matrix, signature: Callable[[Any], Any]) -> Any:
 
 @intrinsic
 def lengths(typingctx, patch, corner):
-    R, D = corner.count, patch.count
-    T = STRIDED.values if D == STRIDED_ADJOINT.patch else D
-    parts = [types.UniTuple(types.intp, n) for n in (R * R, T, T * T)]
+    R, side = corner.count, patch.count  # T, but for the adjoint
+    if side == STRIDED_ADJOINT.patch:
+        side = STRIDED_ADJOINT.values
+    parts = [types.UniTuple(types.intp, n) for n in (R * R, side, side * side)]
     result = types.Tuple(parts)
 
     def body(e: Any, ty: Any, args: Any) -> Any:
@@ -224,23 +225,25 @@ def lengths(typingctx, patch, corner):
 
 @intrinsic
 def transform_input(typingctx, vs):
-    D = isqrt(vs.count)
-    strided = D in (STRIDED.patch, STRIDED_ADJOINT.patch)
-    matrix = strided_input_matrix(D) if strided else input_matrix(D)
+    side = isqrt(vs.count)
+    strided = side in (STRIDED.patch, STRIDED_ADJOINT.patch)
+    matrix = strided_input_matrix(side) if strided else input_matrix(side)
     return _transform(vs, matrix, lambda result: result(vs))
 
 
 @intrinsic
 def transform_filter(typingctx, vs, side):
-    T, R = side.count, isqrt(vs.count)
-    matrix = strided_filter_matrix(R) if T == STRIDED.values else filter_matrix(T, R)
+    values, taps = side.count, isqrt(vs.count)
+    strided = values == STRIDED.values
+    matrix = strided_filter_matrix(taps) if strided else filter_matrix(values, taps)
     return _transform(vs, matrix, lambda result: result(vs, side))
 
 
 @intrinsic
 def transform_output(typingctx, vs, grid):
-    T, M = isqrt(vs.count), grid.count
-    matrix = strided_output_matrix(M) if T == STRIDED.values else output_matrix(T, M)
+    values, outputs = isqrt(vs.count), grid.count
+    strided = values == STRIDED.values
+    matrix = strided_output_matrix(outputs) if strided else output_matrix(values, outputs)
     return _transform(vs, matrix, lambda result: result(vs, grid))
 
 

@@ -122,8 +122,10 @@ def test_relu_and_pool_on_the_way_out(case, pool, relu):
             assert value == pytest.approx(block[n, f, i, j], abs=1e-10)
 
 
-def test_dw_of_many_items(monkeypatch):
-    monkeypatch.setattr(kernels, "SHARED_BYTES", 0)
+@pytest.mark.parametrize("sums_bytes", [0, kernels.SUMS_BYTES], ids=["together", "in parts"])
+def test_dw_of_many_items(monkeypatch, sums_bytes):
+    for name, value in (("SHARED_BYTES", 0), ("ITEM_BYTES", 0), ("SUMS_BYTES", sums_bytes)):
+        monkeypatch.setattr(kernels, name, value)
     kernels._plan.cache_clear()
     x, w = numbers(0, (5, 3, 22, 22)), numbers(1, (17, 3, 3, 3))
     y, cache = ops.conv2d_forward(x, w, padding=1)
@@ -134,10 +136,12 @@ def test_dw_of_many_items(monkeypatch):
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
-@pytest.mark.parametrize("stride", [1, 2])
-def test_one_and_two_threads_give_the_same_bits(stride):
-    x, w = numbers(0, (9, 33, 10, 10)).astype("f4"), numbers(1, (40, 33, 3, 3)).astype("f4")
+@pytest.mark.parametrize(("stride", "C"), [(1, 33), (2, 33), (1, 150)])
+def test_one_and_two_threads_give_the_same_bits(stride, C):
+    x, w = numbers(0, (9, C, 10, 10)).astype("f4"), numbers(1, (40, C, 3, 3)).astype("f4")
     dy = numbers(2, (9, 40, 10 // stride, 10 // stride)).astype("f4")
+    sums = kernels.weight_gradients(to_last(x), to_last(dy), window("", 3, stride, 1), w.copy())
+    assert (sums._kernel is kernels._gradient_in_parts) == (C == 33)
     win = window("test", 3, stride, padding=1)
     results = []
     for threads in (1, 2):
