@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False
 # (the compiled functions get their types from Numba)
-"""Runs of numbers copied and cleared in kernels: slices would take Numba seconds to compile."""
+"""Runs of numbers in kernels, by vectors: slices would take Numba seconds to compile."""
 
 from minicnn.ops.jit import kernel
-from minicnn.ops.vector import lane_count, load, store, zero
+from minicnn.ops.vector import lane_count, load, load_part, store, store_part, zero
 
 
 @kernel()
@@ -26,3 +26,18 @@ def clear(out, to, count):
         store(out, to + i, zero(out))
     for i in range(whole, count):
         out[to + i] = 0
+
+
+@kernel(inline=True)
+def load_some(a, i, n, v):
+    """Do what `load_part` does, faster where a whole vector is left."""
+    return load(a, i) if n >= lane_count(a) else load_part(a, i, n, v)
+
+
+@kernel(inline=True)
+def store_some(a, i, n, v):
+    """Do what `store_part` does, faster where a whole vector is left."""
+    if n >= lane_count(a):
+        store(a, i, v)
+    else:
+        store_part(a, i, n, v)
