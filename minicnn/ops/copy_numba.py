@@ -1,11 +1,11 @@
 # mypy: disallow-untyped-defs=False
 # (the compiled functions get their types from Numba)
-"""Runs of numbers copied and cleared in kernels: slices would take Numba seconds to compile."""
+"""Runs of numbers in kernels, by vectors: slices would take Numba seconds to compile."""
 
 import numpy as np
 
 from minicnn.ops.jit import kernel
-from minicnn.ops.vector import lane_count, load, store, zero
+from minicnn.ops.vector import lane_count, load, load_part, store, store_part, zero
 
 
 @kernel()
@@ -44,3 +44,18 @@ def collect(a, start, step, count, out, to):
     for i in range(to, to + count):
         out[np.uint64(i)] = a[np.uint64(start)]
         start += step
+
+
+@kernel(inline=True)
+def load_some(a, i, n, v):
+    """Do what `load_part` does, faster where a whole vector is left."""
+    return load(a, i) if n >= lane_count(a) else load_part(a, i, n, v)
+
+
+@kernel(inline=True)
+def store_some(a, i, n, v):
+    """Do what `store_part` does, faster where a whole vector is left."""
+    if n >= lane_count(a):
+        store(a, i, v)
+    else:
+        store_part(a, i, n, v)

@@ -22,8 +22,9 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops import softmax_numba
+from minicnn.ops.copy_numba import load_some, store_some
 from minicnn.ops.jit import Call, buffers, flat, kernel
-from minicnn.ops.vector import constant, exp, lane_count, load_part, mul, store_part, zero
+from minicnn.ops.vector import constant, exp, lane_count, mul, zero
 from minicnn.shapes import size
 
 ROWS_EACH = 64  # rows that are worth a thread
@@ -36,7 +37,10 @@ ROWS_EACH = 64  # rows that are worth a thread
 
 
 @kernel()
-def _some_losses(log_p, label, weight, losses, first, last, C, B):
+def _some_losses(x, log_p, label, weight, losses, first, last, C, B):
+    """Write the losses and, where x is (N, C), log p; elsewhere that is there already."""
+    if B == 1:
+        softmax_numba.some_rows(x, log_p, first, last, C, True)
     for i in range(first * B, last * B):
         losses[i] = 0
         if weight[i] != 0:  # or else log p may be infinite
@@ -52,25 +56,25 @@ def _some_gradients(g, log_p, label, dx, first, last, C, B):
             scale = constant(g[n], none)
             for at in range(n * C, (n + 1) * C, L):
                 k = (n + 1) * C - at
-                store_part(dx, at, k, mul(exp(load_part(log_p, at, k, none)), scale))
+                store_some(dx, at, k, mul(exp(load_some(log_p, at, k, none)), scale))
         else:
             for row in range(n * C, (n + 1) * C):
                 for b in range(0, B, L):
-                    p = exp(load_part(log_p, row * B + b, B - b, none))
-                    v = mul(p, load_part(g, n * B + b, B - b, none))
-                    store_part(dx, row * B + b, B - b, v)
+                    p = exp(load_some(log_p, row * B + b, B - b, none))
+                    v = mul(p, load_some(g, n * B + b, B - b, none))
+                    store_some(dx, row * B + b, B - b, v)
         for i in range(n * B, (n + 1) * B):
             dx[(n * C + label[i]) * B + i - n * B] -= g[i]
 
 
 @kernel(parallel=True)
-def _losses(log_p, label, weight, losses, N, C, B, threads):
+def _losses(x, log_p, label, weight, losses, N, C, B, threads):
     if threads == 1:
-        _some_losses(log_p, label, weight, losses, 0, N, C, B)
+        _some_losses(x, log_p, label, weight, losses, 0, N, C, B)
     else:
         for t in numba.prange(threads):
             first, last = t * N // threads, (t + 1) * N // threads
-            _some_losses(log_p, label, weight, losses, first, last, C, B)
+            _some_losses(x, log_p, label, weight, losses, first, last, C, B)
 
 
 @kernel(parallel=True)
@@ -85,10 +89,12 @@ def _gradients(g, log_p, label, dx, N, C, B, threads):
 
 def forward(x: Array, label: Array, weight: Array) -> tuple[Array, Array]:
     """Return ``-weight * log_p[label]``, (N, D1, ...), and log_p, the log_softmax of x."""
-    log_p, losses = softmax_numba.forward(x, 1, log=True), np.empty_like(weight)
+    N, C, B = _sizes(x)
+    log_p = np.empty_like(x) if B == 1 else softmax_numba.forward(x, 1, log=True)
+    losses = np.empty_like(weight)
     with buffers(x.dtype):
-        arrays = flat(log_p), flat(label), flat(weight), losses.reshape(-1)
-        _losses(*arrays, *_sizes(x), softmax_numba.threads_for(weight))
+        arrays = flat(x), log_p.reshape(-1), flat(label), flat(weight), losses.reshape(-1)
+        _losses(*arrays, N, C, B, softmax_numba.threads_for(x))
     return losses, log_p
 
 

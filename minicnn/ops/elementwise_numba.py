@@ -19,6 +19,7 @@ from numba.extending import overload, register_jitable
 
 from minicnn.backend import Array
 from minicnn.ops.activations import BELL, TAIL
+from minicnn.ops.copy_numba import load_some, store_some
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     absolute,
@@ -30,13 +31,9 @@ from minicnn.ops.vector import (
     expm1,
     fma,
     lane_count,
-    load,
-    load_part,
     maximum,
     mul,
     polynomial,
-    store,
-    store_part,
     sub,
     to_boundary,
     where_greater,
@@ -346,25 +343,12 @@ def _choose_of_two(f, a, b):
 # One piece alone runs where it is: waking the threads takes longer.
 
 
-@kernel(inline=True)
-def _load_first(a, i, n):
-    return load(a, i) if n == lane_count(a) else load_part(a, i, n, zero(a))
-
-
-@kernel(inline=True)
-def _store_first(a, i, n, v):
-    if n == lane_count(a):
-        store(a, i, v)
-    else:
-        store_part(a, i, n, v)
-
-
 @kernel()
 def _map_piece(f, x, y, k):
     at, end = k * CHUNK, min(x.size, (k + 1) * CHUNK)
     n = min(to_boundary(y, at), end - at)
     while at < end:
-        _store_first(y, at, n, _value(f, _load_first(x, at, n)))
+        store_some(y, at, n, _value(f, load_some(x, at, n, zero(x))))
         at += n
         n = min(lane_count(y), end - at)
 
@@ -374,8 +358,8 @@ def _map2_piece(f, a, b, y, k):
     at, end = k * CHUNK, min(a.size, (k + 1) * CHUNK)
     n = min(to_boundary(y, at), end - at)
     while at < end:
-        v = _value_of_two(f, _load_first(a, at, n), _load_first(b, at, n))
-        _store_first(y, at, n, v)
+        v = _value_of_two(f, load_some(a, at, n, zero(a)), load_some(b, at, n, zero(b)))
+        store_some(y, at, n, v)
         at += n
         n = min(lane_count(y), end - at)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from minicnn.backend import Array
 from minicnn.ops import vector
+from minicnn.ops.copy_numba import load_some, store_some
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
@@ -27,11 +28,9 @@ from minicnn.ops.vector import (
     horizontal_sum,
     lane_count,
     lanes,
-    load_part,
     maximum,
     mul,
     splat,
-    store_part,
     sub,
     zero,
 )
@@ -50,25 +49,26 @@ def _row(x, y, at, C, log):
     lowest = splat(x.dtype.type(-np.inf))  # beside the row: no maximum, and e^-inf adds nothing
     largest = lowest
     for c in range(0, C, L):
-        largest = maximum(largest, load_part(x, at + c, C - c, lowest))
+        largest = maximum(largest, load_some(x, at + c, C - c, lowest))
     most = splat(horizontal_max(largest))
     total = 0.0
     for start in range(0, C, L * BLOCK):
         block = zero(x)
         for c in range(start, min(C, start + L * BLOCK), L):
-            e = vector.exp(sub(load_part(x, at + c, C - c, lowest), most))
+            e = vector.exp(sub(load_some(x, at + c, C - c, lowest), most))
             block = add(block, e)
-            store_part(y, at + c, C - c, e)
+            if not log:
+                store_some(y, at + c, C - c, e)
         total += horizontal_sum(block)
     if log:
         shift = constant(math.log(total), most)
         for c in range(0, C, L):
-            v = sub(sub(load_part(x, at + c, C - c, lowest), most), shift)
-            store_part(y, at + c, C - c, v)
+            v = sub(sub(load_some(x, at + c, C - c, lowest), most), shift)
+            store_some(y, at + c, C - c, v)
     else:
         sums = constant(total, most)
         for c in range(0, C, L):
-            store_part(y, at + c, C - c, div(load_part(y, at + c, C - c, sums), sums))
+            store_some(y, at + c, C - c, div(load_some(y, at + c, C - c, sums), sums))
 
 
 @kernel()
@@ -77,14 +77,14 @@ def _row_gradient(dy, y, dx, at, C, log):
     for start in range(0, C, L * BLOCK):
         block = zero(y)
         for c in range(start, min(C, start + L * BLOCK), L):
-            g = load_part(dy, at + c, C - c, none)
-            block = add(block, g) if log else fma(g, load_part(y, at + c, C - c, none), block)
+            g = load_some(dy, at + c, C - c, none)
+            block = add(block, g) if log else fma(g, load_some(y, at + c, C - c, none), block)
         total += horizontal_sum(block)
     sums = constant(total, none)
     for c in range(0, C, L):
-        g, v = load_part(dy, at + c, C - c, none), load_part(y, at + c, C - c, none)
+        g, v = load_some(dy, at + c, C - c, none), load_some(y, at + c, C - c, none)
         d = sub(g, mul(vector.exp(v), sums)) if log else mul(v, sub(g, sums))
-        store_part(dx, at + c, C - c, d)
+        store_some(dx, at + c, C - c, d)
 
 
 # ---------------------------------------------------------------- along another axis
@@ -94,25 +94,26 @@ def _row_gradient(dy, y, dx, at, C, log):
 def _column(x, y, at, n, C, B, log):
     """Softmax of n columns side by side, each of the C numbers ``x[at :: B]``."""
     none = zero(x)
-    most = load_part(x, at, n, none)
+    most = load_some(x, at, n, none)
     for c in range(1, C):
-        most = maximum(most, load_part(x, at + c * B, n, none))
+        most = maximum(most, load_some(x, at + c * B, n, none))
     total = zero(x)
     for start in range(0, C, BLOCK):
         block = zero(x)
         for c in range(start, min(C, start + BLOCK)):
-            e = vector.exp(sub(load_part(x, at + c * B, n, none), most))
+            e = vector.exp(sub(load_some(x, at + c * B, n, none), most))
             block = add(block, e)
-            store_part(y, at + c * B, n, e)
+            if not log:
+                store_some(y, at + c * B, n, e)
         total = add(total, block)
     if log:
         shift = vector.log(total)
         for c in range(C):
-            v = sub(sub(load_part(x, at + c * B, n, none), most), shift)
-            store_part(y, at + c * B, n, v)
+            v = sub(sub(load_some(x, at + c * B, n, none), most), shift)
+            store_some(y, at + c * B, n, v)
     else:
         for c in range(C):
-            store_part(y, at + c * B, n, div(load_part(y, at + c * B, n, none), total))
+            store_some(y, at + c * B, n, div(load_some(y, at + c * B, n, none), total))
 
 
 @kernel()
@@ -121,13 +122,13 @@ def _column_gradient(dy, y, dx, at, n, C, B, log):
     for start in range(0, C, BLOCK):
         block = zero(y)
         for c in range(start, min(C, start + BLOCK)):
-            g = load_part(dy, at + c * B, n, none)
-            block = add(block, g) if log else fma(g, load_part(y, at + c * B, n, none), block)
+            g = load_some(dy, at + c * B, n, none)
+            block = add(block, g) if log else fma(g, load_some(y, at + c * B, n, none), block)
         total = add(total, block)
     for c in range(C):
-        g, v = load_part(dy, at + c * B, n, none), load_part(y, at + c * B, n, none)
+        g, v = load_some(dy, at + c * B, n, none), load_some(y, at + c * B, n, none)
         d = sub(g, mul(vector.exp(v), total)) if log else mul(v, sub(g, total))
-        store_part(dx, at + c * B, n, d)
+        store_some(dx, at + c * B, n, d)
 
 
 # ---------------------------------------------------------------- whole arrays
@@ -137,7 +138,7 @@ def _column_gradient(dy, y, dx, at, n, C, B, log):
 
 
 @kernel()
-def _some_rows(x, y, first, last, C, log):
+def some_rows(x, y, first, last, C, log):
     for a in range(first, last):
         _row(x, y, a * C, C, log)
 
@@ -170,10 +171,10 @@ def _some_columns_gradient(dy, y, dx, first, last, each, C, B, log):
 @kernel(parallel=True)
 def _rows(x, y, A, C, log, threads):
     if threads == 1:
-        _some_rows(x, y, 0, A, C, log)
+        some_rows(x, y, 0, A, C, log)
     else:
         for t in numba.prange(threads):
-            _some_rows(x, y, t * A // threads, (t + 1) * A // threads, C, log)
+            some_rows(x, y, t * A // threads, (t + 1) * A // threads, C, log)
 
 
 @kernel(parallel=True)
