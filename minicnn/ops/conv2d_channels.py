@@ -74,6 +74,7 @@ from minicnn.ops.vector import (
     multiples,
     offsets,
     outer_tile,
+    scaled,
     store,
     store_rows,
     tile_add,
@@ -138,6 +139,7 @@ class Plan(NamedTuple):
     depth: np.ndarray  # (phases,) number of taps k
     cols: np.ndarray  # (phases, depth)
     weight_taps: np.ndarray  # (phases, depth) where tap k lies in w, from ...
+    weight_order: np.ndarray  # (phases, depth) the k in the order in which they lie there
     weight_slots: np.ndarray  # (target slots,) ... the filter (or channel) of the slot
     weight_start: np.ndarray  # (phases + 1,) where the packed weights of each phase start
     # Panels: one or two vectors of target slots, all of one group
@@ -159,7 +161,7 @@ _unpack = unpacker(
         "weight_slots weight_start panel_slot panel_width panel_source",
         "int32 1": "source_pixels target_pixels",
         "int32 2": "pixels targets cols",
-        "int64 2": "weight_taps tap_runs pixel_runs_at pixel_runs",
+        "int64 2": "weight_taps weight_order tap_runs pixel_runs_at pixel_runs",
         "int64 3": "tap_runs_at",
     },
 )
@@ -222,7 +224,7 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, pool: Pair, whol
     deepest = max(len(r.taps) * len(c.taps) for r, c in phases) * SG
     pixels, targets = np.zeros((2, len(phases), places), np.int32)
     cols = np.zeros((len(phases), deepest), np.int32)
-    weight_taps = np.zeros((len(phases), deepest), np.int64)
+    weight_taps, weight_order = np.zeros((2, len(phases), deepest), np.int64)
     depth = np.array([len(r.taps) * len(c.taps) * SG for r, c in phases])
     for a, ((r, c), (i, j, k)) in enumerate(zip(phases, orders)):
         at = (i * r.scale * WB + j * c.scale) * pitch + k * len(source_channel)
@@ -240,6 +242,7 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, pool: Pair, whol
         c_in = np.arange(SG)
         cols[a, : depth[a]] = np.add.outer(at * pitch, c_in).ravel()
         weight_taps[a, : depth[a]] = np.add.outer(tap, c_in * maps.source_weight).ravel()
+        weight_order[a, : depth[a]] = weight_taps[a, : depth[a]].argsort()
 
     tap_runs_at, tap_runs, products = _tap_runs(phases, orders, maps, band, bands, unit[0])
     pixel_runs_at, pixel_runs = _pixel_runs(rows[0], columns[0], maps, band, bands, images)
@@ -278,6 +281,7 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, pool: Pair, whol
         depth=depth,
         cols=cols,
         weight_taps=weight_taps,
+        weight_order=weight_order,
         weight_slots=np.where(channel < 0, -1, maps.target_weight[channel]),
         weight_start=np.cumsum([0, *depth]) * len(channel),
         panel_slot=panel_slot,
@@ -466,18 +470,33 @@ def _pack_source(x, x_last, n, images, band, plan, out):
             pack(x, start, plan.source_planes, plan.source_pixels, first, count, out, shift)
 
 
-@kernel(inline=True)
+@kernel()
 def _pack_weights(w, plan, phase, panel, out):
-    """Gather the taps of one panel: out[k, slot] for every k, zero where a slot is empty."""
+    """Gather the taps of one panel: out[k, slot] for every k, zero where a slot is empty.
+
+    Where L taps of L slots lie side by side, they are loaded as vectors and transposed.
+    """
+    L, first = lane_count(w), plan.panel_slot[panel]
     depth, width = plan.depth[phase], plan.panel_width[panel]
-    at = plan.weight_start[phase] + plan.panel_slot[panel] * depth
-    for k in range(depth):
-        tap = plan.weight_taps[phase, k]
-        for s in range(width):
-            slot = plan.weight_slots[np.uint64(plan.panel_slot[panel] + s)]
-            # Unsigned: no index is tried for being negative.
-            value = w[np.uint64(slot + tap)] if slot >= 0 else 0
-            out[np.uint64(at + k * width + s)] = value
+    taps, order = plan.weight_taps[phase], plan.weight_order[phase]
+    at = plan.weight_start[phase] + first * depth
+    i = 0
+    while i < depth:
+        start = taps[order[i]]
+        side = i + L <= depth and taps[order[i + L - 1]] == start + L - 1
+        for s in range(0, width, L):
+            if side and plan.weight_slots[first + s + L - 1] >= 0:
+                slots = lane_offsets(plan.weight_slots, first + s, w)
+                places = scaled(lane_offsets(order, i, w), width)
+                tile_store(transpose(load_rows(w, start, slots)), out, at + s, places)
+            else:
+                for k in order[i : i + L] if side else order[i : i + 1]:
+                    for r in range(s, s + L):
+                        # Unsigned: no index is tried for being negative.
+                        slot = plan.weight_slots[np.uint64(first + r)]
+                        value = w[np.uint64(slot + taps[k])] if slot >= 0 else 0
+                        out[np.uint64(at + k * width + r)] = value
+        i += L if side else 1
 
 
 # ---------------------------------------------------------------- products, packed to packed

@@ -40,6 +40,7 @@ A register block is a tuple of vectors. Tuples of offsets say where its rows are
     rows = offsets(table, i, last, n)    table[min(i + r, last)] for r < n
     rows = multiples(i, last, step, n)   min(i + r, last) * step for r < n
     rows = lane_offsets(table, i, a)     table[i + r] for r < L
+    rows = scaled(rows, step)            each of them times step
     vs = load_rows(a, at, rows)          one vector at every at + rows[r]
     store_rows(a, at, rows, vs)          rows[r] < 0 stores nothing
     vs = transpose(vs)                   L vectors of L lanes
@@ -754,6 +755,14 @@ def lane_offsets(typingctx, table, i, a):
 
     result = types.UniTuple(types.intp, _vector(a).count)
     return _emits(result(table, types.intp, a), body)
+
+
+@intrinsic
+def scaled(typingctx, rows, step):
+    return _emits(
+        rows(rows, types.intp),
+        lambda e, ty, args: e.tuple(rows, [e.b.mul(row, args[1]) for row in e.items(args[0])]),
+    )
 
 
 # ---------------------------------------------------------------- tuples of vectors

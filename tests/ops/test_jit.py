@@ -27,14 +27,15 @@ def test_a_call_keeps_its_arguments_and_gets_scratch_memory_anew():
     x = np.arange(4.0)
     call = jit.Call(record, (jit.flat(x), 2.0, out), np.float64, [(3, 5), (1, 9, np.int32)])
     call()
-    assert out.tolist() == [12, 3, 8]  # rows of five numbers, rounded up to a cache line
+    row = 8 + jit.GAP // 8  # numbers: five, rounded up to a cache line, and the gap
+    assert out.tolist() == [12, 3, row]
     x[0] = 10
     call()
     assert out[0] == 32
     with jit.buffers(np.float64, 1 << 16):  # the memory grows, and lies elsewhere
         pass
     call.on(np.ones(4))()
-    assert out.tolist() == [8, 3, 8]
+    assert out.tolist() == [8, 3, row]
 
 
 def test_a_call_does_first_what_it_is_told():
@@ -44,7 +45,7 @@ def test_a_call_does_first_what_it_is_told():
     assert order == ["before", "kernel"]
 
 
-def test_rows_of_scratch_memory_share_no_cache_line():
+def test_rows_of_scratch_memory_lie_apart():
     seen = []
     sizes = [(2, 3), (4, 1, np.uint8), (1, 0), (2, 16, np.float32)]
     jit.Call(lambda *arrays: seen.extend(arrays), (), np.float64, sizes)()
@@ -56,9 +57,9 @@ def test_rows_of_scratch_memory_share_no_cache_line():
         for row in a:
             if row.size:
                 assert row.ctypes.data % jit.ALIGN == 0
-                lines.append((row.ctypes.data, row.ctypes.data + row.nbytes))
+                lines.append((row.ctypes.data, row.ctypes.data + size * row.itemsize))
     lines.sort()
-    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(lines))
+    assert all(end + jit.GAP <= start for (_, end), (start, _) in itertools.pairwise(lines))
 
 
 def test_buffers_are_aligned_disjoint_and_kept():
