@@ -91,7 +91,8 @@ from minicnn.shapes import Pair
 NARROW, WIDE = ROWS, 2 * ROWS  # vectors of a tile on a panel of one and of two vectors
 BAND_BYTES = 768 << 10  # packed input and output of a band: they stay in the L2 cache
 SHORT = 32  # shorter rows of taps or pixels are not worth leaving their padding out
-SHARES = 16  # a batch is cut into at least so many bands, if its images have the rows
+SHARES = 16  # a batch is cut into at least so many bands, if its images have the rows ...
+LEAST = 1 << 13  # ... and a band has about so much work, in vector operations: some 2 us
 
 
 # ---------------------------------------------------------------- geometry
@@ -212,7 +213,9 @@ def _tabulate(maps: Maps, KW: int, N: int, L: int, images: int, pool: Pair, whol
     scale, step, lattice = rows[0].scale, rows[0].step, max(phase.places for phase in rows)
     room = BAND_BYTES * L // VECTOR_BYTES - halo * WB * pitch
     most = max(1, room // (scale * WB * pitch + step * TW * width))
-    shares = -(-SHARES // -(-N // images))
+    depths = sum(len(r.taps) * len(c.taps) * r.places * c.places for r in rows for c in columns)
+    work = depths * SG * len(channel) // L * images
+    shares = min(-(-SHARES // -(-N // images)), 1 << (work // LEAST).bit_length())
     band = round_up(-(-lattice // max(-(-lattice // most), min(shares, lattice))), pool[0])
     bands = -(-lattice // band)
     buffer_rows = (band - 1) * scale + halo + 1
