@@ -196,6 +196,19 @@ def _rmsprop_piece(p, g, v, m, b, h, decay):
             b[i] = lane(buffer)
 
 
+@kernel()
+def _finite_piece(g):
+    L, total = lane_count(g), zero(g)
+    whole = g.size - g.size % L
+    for k in range(0, whole, L):
+        v = load(g, k)
+        total = add(total, sub(v, v))  # NaN where v is not finite
+    sum_ = horizontal_sum(total)
+    for k in range(whole, g.size):
+        sum_ += g[k] - g[k]
+    return sum_ == 0  # NaN differs from all numbers
+
+
 @kernel(inline=True)
 def _row(pieces, i, like):
     """Return the arrays of one piece; one that is not kept has no numbers."""
@@ -208,14 +221,17 @@ def _row(pieces, i, like):
     )  # fmt: skip
 
 
-# Who is free takes the next piece, but the update begins with those whose gradients this thread has
-# just looked at: `owner` tells, and -1 for none. They are in the cache of its core.
+# Who is free takes the next piece, but each begins with those that it had the last time, which may
+# still be in the cache of its core: `owner` tells.
 
 
 @kernel(inline=True)
 def _is_mine(i, turn, t, owner, taken):
     """Tell whether thread `t` takes piece `i`: in turn 0 of its own, in turn 1 what is left."""
-    return (owner[i] == t) == (turn == 0) and take(taken, i) == 0
+    mine = (owner[i] == t) == (turn == 0) and take(taken, i) == 0
+    if mine:
+        owner[i] = t
+    return mine
 
 
 @kernel(parallel=True)
@@ -256,23 +272,13 @@ def _finite(pieces, h, owner, taken, threads):
     """Tell whether all gradients are finite."""
     taken[:] = 0
     for t in numba.prange(threads):
-        i = take(taken, 0)
-        while i < len(pieces):
-            g = _at(pieces[i, 2], pieces[i, 0], h)
-            L, total = lane_count(g), zero(g)
-            whole = g.size - g.size % L
-            for k in range(0, whole, L):
-                v = load(g, k)
-                total = add(total, sub(v, v))  # NaN where v is not finite
-            sum_ = horizontal_sum(total)
-            for k in range(whole, g.size):
-                sum_ += g[k] - g[k]
-            owner[i] = t if sum_ == 0 else -1  # NaN differs from all numbers
-            i = take(taken, 0)
-    finite = True
-    for i in range(len(pieces)):
-        finite &= owner[i] >= 0
-    return finite
+        for turn in range(2):
+            for i in range(len(pieces)):
+                if _is_mine(i, turn, t, owner, taken):
+                    g = _at(pieces[i, 2], pieces[i, 0], h)
+                    if not _finite_piece(g):
+                        take(taken, len(pieces))
+    return taken[len(pieces)] == 0
 
 
 def _pieces(rows: Rows) -> np.ndarray:
@@ -349,10 +355,12 @@ class _Part:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows  # kept alive, so that no other arrays come to their addresses
         self._pieces = _pieces(rows)
-        pieces, threads = len(self._pieces), numba.get_num_threads()
+        pieces = len(self._pieces)
         self.h = np.zeros(NUMBERS, rows[0][0].dtype)
-        owner, taken = np.full(pieces, -1), np.zeros(max(1, pieces), np.int64)
-        self._rest = owner, taken, max(1, min(threads, pieces))
+        threads = max(1, min(numba.get_num_threads(), pieces))
+        owner = np.arange(pieces) * threads // max(1, pieces)
+        taken = np.zeros(pieces + 1, np.int64)  # the last counts pieces that are not finite
+        self._rest = owner, taken, threads
         self.finite = Call(_finite, (self._pieces, self.h, *self._rest))
 
     def prepare(self, kernel: Any, flags: tuple[bool, ...]) -> None:
