@@ -54,8 +54,10 @@ Ranges = Sequence[tuple[int, int]]  # (first, end) for every row, or column
 class Plan(NamedTuple):
     """All that the kernels need to know of one geometry."""
 
-    rows: np.ndarray  # (OH, 2)
+    rows: np.ndarray  # (OH, 2): the first one and how many
     columns: np.ndarray  # (OW, 2)
+    row_step: int  # from one to the next
+    column_step: int
     size: int  # of a map that is read
     width: int
     out_size: int  # of one that is written
@@ -64,7 +66,7 @@ class Plan(NamedTuple):
     written: int
 
 
-def _plan(rows: Ranges, columns: Ranges, height: int, width: int) -> Plan:
+def _plan(rows: Ranges, columns: Ranges, height: int, width: int, steps: Pair = (1, 1)) -> Plan:
     OW = len(columns)
     bands: list[tuple[int, int, int, int]] = []
     start, low, high = 0, height, 0
@@ -76,8 +78,10 @@ def _plan(rows: Ranges, columns: Ranges, height: int, width: int) -> Plan:
         low, high = lower, higher
     bands.append((start, len(rows), min(low, high), high))
     return Plan(
-        rows=np.array(rows, np.int64).reshape(-1, 2),
-        columns=np.array(columns, np.int64).reshape(-1, 2),
+        rows=np.array([(a, -((a - end) // steps[0])) for a, end in rows], np.int64),
+        columns=np.array([(a, -((a - end) // steps[1])) for a, end in columns], np.int64),
+        row_step=steps[0],
+        column_step=steps[1],
         size=height * width,
         width=width,
         out_size=len(rows) * OW,
@@ -110,7 +114,7 @@ def _of_windows(H: int, W: int, win: Window, back: bool = False) -> Plan:
         firsts = [start if start >= 0 else start % d for start in starts]  # of the taps on the map
         ranges.append([(a, min(size, start + extent)) for a, start in zip(firsts, starts)])
     rows, columns = ranges
-    return _back(rows, columns, (H, W)) if back else _plan(rows, columns, H, W)
+    return _back(rows, columns, (H, W)) if back else _plan(rows, columns, H, W, win.dilation)
 
 
 @lru_cache(maxsize=256)
@@ -163,28 +167,28 @@ def _out_of_lanes(a, n, out, at, step, maps):
 
 
 @kernel()
-def _largest(source, plan, band, step_h, step_w, best_out, where_out):
+def _largest(source, plan, band, best_out, where_out):
     """Write the maxima of a band and where on the map the first of equal ones is."""
     L, o, W = lane_count(source), 0, plan.width
     for i in range(band[0], band[1]):
+        h, rows = plan.rows[i, 0], plan.rows[i, 1]
         for j in range(len(plan.columns)):
-            h, w = plan.rows[i, 0], plan.columns[j, 0]
+            w, columns = plan.columns[j, 0], plan.columns[j, 1]
             best = splat(source.dtype.type(-np.inf))
             where = splat(where_out.dtype.type(h * W + w))
-            while h < plan.rows[i, 1]:
-                while w < plan.columns[j, 1]:
-                    v = load(source, ((h - band[2]) * W + w) * L)
-                    best, where = take_larger(best, where, v, h * W + w)
-                    w += step_w
-                h += step_h
-                w = plan.columns[j, 0]
+            for p in range(rows):
+                at = (h + p * plan.row_step) * W + w
+                for _ in range(columns):
+                    v = load(source, (at - band[2] * W) * L)
+                    best, where = take_larger(best, where, v, at)
+                    at += plan.column_step
             store(best_out, o, best)
             store(where_out, o, where)
             o += L
 
 
 @kernel(parallel=True)
-def _max_pool(x, y, winner, M, plan, step_h, step_w, sources, bests, wheres):
+def _max_pool(x, y, winner, M, plan, sources, bests, wheres):
     threads, L = len(sources), lane_count(x)
     items = (M + L - 1) // L * len(plan.bands)
     for t in numba.prange(threads):
@@ -194,7 +198,7 @@ def _max_pool(x, y, winner, M, plan, step_h, step_w, sources, bests, wheres):
             maps = min(L, M - m)
             n, at = (band[3] - band[2]) * plan.width, m * plan.size + band[2] * plan.width
             _into_lanes(x, at, plan.size, maps, n, source)
-            _largest(source, plan, band, step_h, step_w, best, where)
+            _largest(source, plan, band, best, where)
             OW = len(plan.columns)
             n, at = (band[1] - band[0]) * OW, m * plan.out_size + band[0] * OW
             _out_of_lanes(best, n, y, at, plan.out_size, maps)
@@ -213,7 +217,7 @@ def _max_pool_gradient(dy, winner, dx, M, S, places, threads):
 def max_forward(x: Array, win: Window) -> tuple[Array, Array]:
     """Return the maxima and where each lies in its map."""
     N, C, H, W = x.shape
-    plan, (DH, DW) = _of_windows(H, W, win), win.dilation
+    plan = _of_windows(H, W, win)
     y = np.empty((N, C, len(plan.rows), len(plan.columns)), x.dtype)
     winner = np.empty(y.shape, np.int64)
     L, threads = lanes(x.dtype), _threads(x.size)
@@ -221,7 +225,7 @@ def max_forward(x: Array, win: Window) -> tuple[Array, Array]:
     with buffers(x.dtype, *sizes) as scratch:
         source, best, where = (a.reshape(threads, -1) for a in scratch)
         arrays = flat(x), y.reshape(-1), winner.reshape(-1)
-        _max_pool(*arrays, N * C, plan, DH, DW, source, best, where.view(f"i{x.itemsize}"))
+        _max_pool(*arrays, N * C, plan, source, best, where.view(f"i{x.itemsize}"))
     return y, winner
 
 
@@ -238,22 +242,35 @@ def max_backward(dy: Array, winner: Array, x_shape: tuple[int, ...]) -> Array:
 # ---------------------------------------------------------------- average
 
 
+@kernel(inline=True)
+def _block(source, at, rows, columns, step):
+    """Return the sum of a rectangle, row by row: sums of sums round less."""
+    L, block = lane_count(source), zero(source)
+    for _ in range(rows):
+        row = zero(source)
+        for q in range(columns):
+            row = add(row, load(source, at + q * L))
+        block = add(block, row)
+        at += step
+    return block
+
+
 @kernel()
 def _sums(source, plan, band, out):
-    """Write the sums of a band: those of rows, and of blocks of them, round less."""
-    L, o = lane_count(source), 0
+    """Write the sums of a band."""
+    L, o, step = lane_count(source), 0, plan.width * lane_count(source)
     for i in range(band[0], band[1]):
-        h1 = plan.rows[i, 1]
+        h, rows = plan.rows[i, 0] - band[2], plan.rows[i, 1]
         for j in range(len(plan.columns)):
-            w0, w1, total = plan.columns[j, 0], plan.columns[j, 1], zero(source)
-            for first in range(plan.rows[i, 0], h1, BLOCK):
-                block = zero(source)
-                for h in range(first, min(h1, first + BLOCK)):
-                    row, at = zero(source), (h - band[2]) * plan.width
-                    for w in range(w0, w1):
-                        row = add(row, load(source, (at + w) * L))
-                    block = add(block, row)
-                total = add(total, block)
+            w, columns = plan.columns[j, 0], plan.columns[j, 1]
+            at = h * step + w * L
+            if rows == 1 and columns == 1:
+                total = load(source, at)
+            else:
+                total = _block(source, at, min(rows, BLOCK), columns, step)
+                for p in range(BLOCK, rows, BLOCK):
+                    block = _block(source, at + p * step, min(rows - p, BLOCK), columns, step)
+                    total = add(total, block)
             store(out, o, total)
             o += L
 
