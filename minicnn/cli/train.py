@@ -237,8 +237,9 @@ def _run(args: argparse.Namespace, folder: Run, train: Dataset, test: Dataset) -
                 folder.write_checkpoint(trainer, args.keep)
         if received:
             return _stopped(received[0], trainer, folder)
+        seconds = time.perf_counter() - began
         pictures = _draw(trainer, test, folder)
-    _report(args, trainer, pictures, time.perf_counter() - began)
+    _report(args, trainer, pictures, seconds)
     return 0
 
 

@@ -101,26 +101,16 @@ def _at(axis: int, chosen: slice) -> tuple[slice, ...]:
 # ---------------------------------------------------------------- numba (see pool_numba.py)
 
 
-def _bins_and_counts(size: Pair, places: Pair, dtype: Any) -> tuple[Array, Array, Array]:
-    """Return the bins of the rows, (OH, 2), of the columns, and how many pixels both hold."""
-    rows, columns = (np.array([(b.start, b.stop) for b in _bins(*n)]) for n in zip(size, places))
-    counts = np.multiply.outer(rows[:, 1] - rows[:, 0], columns[:, 1] - columns[:, 0])
-    return rows, columns, counts.astype(dtype)
-
-
 def _forward_numba(x: Array, output_size: Pair) -> Array:
     from minicnn.ops import pool_numba  # imports Numba: only when asked for
 
-    H, W = x.shape[2:]
-    return pool_numba.average_forward(x, *_bins_and_counts((H, W), output_size, x.dtype))
+    return pool_numba.adaptive_forward(x, output_size)
 
 
 def _backward_numba(dy: Array, input_size: Pair) -> Array:
     from minicnn.ops import pool_numba
 
-    OH, OW = dy.shape[2:]
-    bins = _bins_and_counts(input_size, (OH, OW), dy.dtype)
-    return pool_numba.average_backward(dy, input_size, *bins)
+    return pool_numba.adaptive_backward(dy, input_size)
 
 
 # ---------------------------------------------------------------- cupy (see pool_cupy.py)

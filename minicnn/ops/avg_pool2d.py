@@ -122,19 +122,19 @@ def _spread(dy: Array, win: Window, H: int, W: int) -> Array:
     return dx
 
 
-# ---------------------------------------------------------------- numba (see window_numba.py)
+# ---------------------------------------------------------------- numba (see pool_numba.py)
 
 
 def _forward_numba(x: Array, divisor: Array, win: Window) -> Array:
-    from minicnn.ops import window_numba  # imports Numba: only when asked for
+    from minicnn.ops import pool_numba  # imports Numba: only when asked for
 
-    return window_numba.avg_pool_forward(x, divisor, win)
+    return pool_numba.average_forward(x, divisor, win)
 
 
 def _backward_numba(dy: Array, divisor: Array, x_shape: tuple[int, ...], win: Window) -> Array:
-    from minicnn.ops import window_numba
+    from minicnn.ops import pool_numba
 
-    return window_numba.avg_pool_backward(dy, divisor, x_shape, win)
+    return pool_numba.average_backward(dy, divisor, (x_shape[2], x_shape[3]), win)
 
 
 # ---------------------------------------------------------------- cupy (see pool_cupy.py)

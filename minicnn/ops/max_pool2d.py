@@ -157,21 +157,19 @@ def _backward_numpy(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Win
     return dx.reshape(x_shape)
 
 
-# ---------------------------------------------------------------- numba (see window_numba.py)
+# ---------------------------------------------------------------- numba (see pool_numba.py)
 
 
 def _forward_numba(x: Array, win: Window) -> tuple[Array, Array]:
-    from minicnn.ops import window_numba  # imports Numba: only when asked for
+    from minicnn.ops import pool_numba  # imports Numba: only when asked for
 
-    if win.kernel[0] * win.kernel[1] > window_numba.TAPS:
-        return _forward_numpy(x, win)
-    return window_numba.max_pool_forward(x, win)
+    return pool_numba.max_forward(x, win)
 
 
 def _backward_numba(dy: Array, winner: Array, x_shape: tuple[int, ...], win: Window) -> Array:
-    from minicnn.ops import window_numba
+    from minicnn.ops import pool_numba
 
-    return window_numba.max_pool_backward(dy, winner, x_shape)
+    return pool_numba.max_backward(dy, winner, x_shape)
 
 
 # ---------------------------------------------------------------- cupy (see pool_cupy.py)

@@ -23,7 +23,8 @@ and take element offsets, so that one flat array holds any layout:
     polynomial(x, single, double)   sum of c[k] x^k, c being `single` for float32, else `double`
     where_greater(x, y, a, b)       a where x > y, else b (where x or y is NaN, too)
     maximum(x, y)                   NaN wins, as in numpy.maximum
-    best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins)
+    best, winner = take_larger(best, winner, v, k)   the running maximum and who won (first wins):
+                                    winners are bytes, or integers as wide as a lane
     load_winner(winner, i, a), where_winner(winner, k, v)    v where k has won, else zero
     unless_winner(winner, k, v)     v where another than k has won, else zero
     place_winners(winner, off, base, columns, step, skip)    int32 offsets of the winners
@@ -41,9 +42,11 @@ A register block is a tuple of vectors. Tuples of offsets say where its rows are
     rows = multiples(i, last, step, n)   min(i + r, last) * step for r < n
     rows = lane_offsets(table, i, a)     table[i + r] for r < L
     rows = scaled(rows, step)            each of them times step
+    rows = lane_multiples(n, step, k, a) r * step for r < n, and k for the others up to L
     vs = load_rows(a, at, rows)          one vector at every at + rows[r]
     store_rows(a, at, rows, vs)          rows[r] < 0 stores nothing
     vs = transpose(vs)                   L vectors of L lanes
+    vs = widen(vs, a)                    integers as wide as a's; other vectors as they are
 
 and `outer_tile` is the inner loop of every matrix product: a block of R rows times V vectors
 stays in registers while k runs.
@@ -340,9 +343,9 @@ def winner_of(typingctx, k, a):
 def take_larger(typingctx, best, winner, v, k):
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         best_, winner_, v_, k_ = args
-        # A NaN that is already there keeps its place.
-        larger = e.b.and_(_larger(e, best_, v_), e.b.fcmp_ordered("ord", best_, best_))
-        new = e.splat(e.b.trunc(k_, ir.IntType(8)), winner.count)
+        # A NaN wins, and one that is already there keeps its place.
+        larger = e.b.and_(e.b.fcmp_unordered(">", v_, best_), e.b.fcmp_ordered("ord", best_, best_))
+        new = e.splat(e.context.cast(e.b, k_, types.intp, winner.dtype), winner.count)
         return e.tuple(result, [e.b.select(larger, v_, best_), e.b.select(larger, new, winner_)])
 
     result = types.Tuple((best, winner))
@@ -765,6 +768,20 @@ def scaled(typingctx, rows, step):
     )
 
 
+@intrinsic
+def lane_multiples(typingctx, n, step, beyond, a):
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        n_, step_, beyond_, _ = args
+        rows = []
+        for r in map(e.number, range(result.count)):
+            inside = e.b.icmp_signed("<", r, n_)
+            rows.append(e.b.select(inside, e.b.mul(r, step_), beyond_))
+        return e.tuple(result, rows)
+
+    result = types.UniTuple(types.intp, _vector(a).count)
+    return _emits(result(types.intp, types.intp, types.intp, a), body)
+
+
 # ---------------------------------------------------------------- tuples of vectors
 
 
@@ -796,7 +813,7 @@ def store_rows(typingctx, a, at, rows, vs):
             with e.b.if_then(e.b.icmp_signed(">=", row, e.number(0)), likely=True):
                 e.store(v, value, e.at(a, a_, at_, row, count=v.count))
 
-    v = _vector(a)
+    v = vs.dtype
     return _emits(types.void(a, types.intp, rows, vs), body)
 
 
@@ -819,6 +836,19 @@ def transpose(typingctx, vs):
         return e.tuple(vs, vs_)
 
     return _emits(vs(vs), body)
+
+
+@intrinsic
+def widen(typingctx, vs, a):
+    result = types.UniTuple(Vector(a.dtype, vs.dtype.count), vs.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        if a.dtype == vs.dtype.dtype:
+            return args[0]
+        wide = e.context.get_value_type(result.dtype)
+        return e.tuple(result, [e.b.sext(v, wide) for v in e.items(args[0])])
+
+    return _emits(result(vs, a), body)
 
 
 def _mask(indices: Sequence[int]) -> ir.Constant:
@@ -882,7 +912,9 @@ def tile_pool(typingctx, acc, area, more, relu, off, a, at, table, i, end, winne
         best = values[0]
         k_best = ir.Constant(ir.VectorType(ir.IntType(8), v.count), None)
         for k, value in enumerate(values[1:], 1):
-            larger = e.b.and_(_larger(e, best, value), e.b.fcmp_ordered("ord", best, best))
+            # Larger, or NaN; a NaN that is already there keeps its place.
+            larger = e.b.fcmp_unordered(">", value, best)
+            larger = e.b.and_(larger, e.b.fcmp_ordered("ord", best, best))
             best = e.b.select(larger, value, best)
             k_best = e.b.select(larger, e.splat(ir.Constant(ir.IntType(8), k), v.count), k_best)
         on = e.b.fcmp_unordered(">", best, e.zero(v))

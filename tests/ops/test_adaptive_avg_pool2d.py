@@ -14,6 +14,7 @@ from minicnn.ops.adaptive_avg_pool2d import (
 from minicnn.ops.avg_pool2d import avg_pool2d_backward, avg_pool2d_forward
 from opchecks import (
     assert_adjoint,
+    assert_any_threads,
     assert_equals_reference,
     assert_equals_torch,
     assert_gradients,
@@ -174,3 +175,25 @@ def test_bad_upstream_gradient_is_named():
         adaptive_avg_pool2d_backward(y[:, :, :1], cache)
     with pytest.raises(TypeError, match=r"dy: expected float64 like x, got float32"):
         adaptive_avg_pool2d_backward(y.astype("f4"), cache)
+
+
+@pytest.mark.parametrize("maps", [1, 19, 33])
+@pytest.mark.parametrize("output_size", [1, (3, 5), (71, 1), (100, 80)])
+def test_numba_takes_any_number_of_maps_of_many_bands(maps, output_size):
+    pytest.importorskip("numba", reason="Numba is not installed")
+    rng, results = np.random.default_rng(0), []
+    x = normal(rng, (1, maps, 71, 61))
+    for version in ("numpy", "numba"):
+        with use(version):
+            y, cache = adaptive_avg_pool2d_forward(x, output_size)
+            dy = normal(np.random.default_rng(1), y.shape)
+            results.append((y, adaptive_avg_pool2d_backward(dy, cache)))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_number_of_threads_changes_no_bit():
+    x = normal(np.random.default_rng(0), (7, 5, 33, 35), np.float32)
+    assert_any_threads(
+        "numba", adaptive_avg_pool2d_forward, adaptive_avg_pool2d_backward, (x,), 0, output_size=4
+    )

@@ -194,6 +194,26 @@ def test_numba_takes_maps_wider_than_a_vector(case, seed, dtype, divisor):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("maps", [1, 19, 33])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": 2, "stride": (5, 3)},  # some pixels lie under no window
+        {"kernel_size": (70, 61), "stride": 1},  # more rows than are added up in one go
+        {"kernel_size": (4, 2), "stride": (3, 1), "padding": (2, 1), "ceil_mode": True},
+    ],
+)
+def test_numba_takes_any_number_of_maps_of_many_bands(maps, kwargs):
+    x, results = draw_x(0, (1, maps, 71, 61), np.float64), []
+    for version in ("numpy", "numba"):
+        with use(version):
+            y, cache = avg_pool2d_forward(x, **kwargs)
+            results.append((y, avg_pool2d_backward(draw_x(1, y.shape, np.float64), cache)))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
 def test_number_of_threads_changes_no_bit():
     x = draw_x(0, (7, 5, 33, 35), np.float32)
     assert_any_threads("numba", *PAIR, (x,), 0, kernel_size=3, stride=2, padding=1)

@@ -291,6 +291,26 @@ def test_numba_counts_more_taps_than_fit_a_byte():
         np.testing.assert_array_equal(other.winner, cache.winner)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("maps", [1, 19, 33])
+def test_numba_takes_any_number_of_maps_of_many_bands(maps, dtype):
+    x = ties(np.random.default_rng(0), (1, maps, 71, 61), dtype)
+    x[0, -1, 30:40, 5:50], x[0, 0, 3, 4], x[0, 0, 3, 5] = -np.inf, np.nan, np.inf
+    for kwargs in (
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (2, 5), "stride": (3, 1), "dilation": (9, 2), "ceil_mode": True},
+        {"kernel_size": (71, 61)},
+    ):
+        results = []
+        for version in ("numpy", "numba"):
+            with use(version):
+                y, cache = max_pool2d_forward(x, **kwargs)
+                dx = max_pool2d_backward(np.ones_like(y), cache)
+            results.append((y, cache.winner, dx))
+        for a, b in zip(*results):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_number_of_threads_changes_no_bit():
     assert_any_threads("numba", *PAIR, (normal(np.random.default_rng(0), (7, 5, 33, 35), "f4"),), 0,
                        kernel_size=3, stride=2, padding=1)  # fmt: skip
