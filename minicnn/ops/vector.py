@@ -339,12 +339,16 @@ def winner_of(typingctx, k, a):
     )
 
 
+def _replaces(e: _Emit, v: Any, best: Any) -> Any:
+    """Lanes in which v is larger, or NaN; a NaN that is already there keeps its place."""
+    return e.b.and_(e.b.fcmp_unordered(">", v, best), e.b.fcmp_ordered("ord", best, best))
+
+
 @intrinsic
 def take_larger(typingctx, best, winner, v, k):
     def body(e: _Emit, ty: Any, args: Any) -> Any:
         best_, winner_, v_, k_ = args
-        # A NaN wins, and one that is already there keeps its place.
-        larger = e.b.and_(e.b.fcmp_unordered(">", v_, best_), e.b.fcmp_ordered("ord", best_, best_))
+        larger = _replaces(e, v_, best_)
         new = e.splat(e.context.cast(e.b, k_, types.intp, winner.dtype), winner.count)
         return e.tuple(result, [e.b.select(larger, v_, best_), e.b.select(larger, new, winner_)])
 
@@ -912,9 +916,7 @@ def tile_pool(typingctx, acc, area, more, relu, off, a, at, table, i, end, winne
         best = values[0]
         k_best = ir.Constant(ir.VectorType(ir.IntType(8), v.count), None)
         for k, value in enumerate(values[1:], 1):
-            # Larger, or NaN; a NaN that is already there keeps its place.
-            larger = e.b.fcmp_unordered(">", value, best)
-            larger = e.b.and_(larger, e.b.fcmp_ordered("ord", best, best))
+            larger = _replaces(e, value, best)
             best = e.b.select(larger, value, best)
             k_best = e.b.select(larger, e.splat(ir.Constant(ir.IntType(8), k), v.count), k_best)
         on = e.b.fcmp_unordered(">", best, e.zero(v))
