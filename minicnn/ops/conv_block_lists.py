@@ -312,13 +312,16 @@ def _pack_filter(w, f, plan, out):
 
 @kernel()
 def _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, ends):
-    """For every position of windows first .. end, list the filters that won there."""
-    L, z = lane_count(dy), 0
+    """For every position of windows first .. end, list the filters that won there.
+
+    The list of position z is ``ends[z] .. ends[z + 1]``.
+    """
+    L, z, c = lane_count(dy), 0, 0
+    ends[0] = 0
     for m in range(images):
         for q in range(first, end):
             e = ((n + m) * plan.windows + q) * plan.slots
             for k in range(plan.positions):
-                c = z * plan.filters
                 for start in range(0, plan.filters, BITS):
                     bits, here = 0, min(BITS, plan.filters - start)
                     for r in range(0, here, L):
@@ -330,8 +333,8 @@ def _list_filters(dy, winner, n, images, first, end, plan, tile, at_of, g, ends)
                         at_of[c], g[c] = f * tile, dy[e + f]
                         c += 1
                         bits &= bits - 1
-                ends[z] = c
                 z += 1
+                ends[z] = c
 
 
 @kernel()
@@ -355,8 +358,8 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
                     at = start + m * plan.buffer + plan.window_at[q]
                     for k in range(plan.positions):
                         pixel = at + plan.position_at[k]
-                        for i in range(z * plan.filters, ends[z], BLOCK):
-                            c = min(BLOCK, ends[z] - i)
+                        for i in range(ends[z], ends[z + 1], BLOCK):
+                            c = min(BLOCK, ends[z + 1] - i)
                             block = list_tile(g, i, c, at_of, weights, w0, inner, V)
                             block = tile_add(tile_load(block, out, pixel, rows), block)
                             tile_store(block, out, pixel, rows)
@@ -425,9 +428,9 @@ def backward(
     size = plan.weight_at.size
     images = max(plan.filter_images, plan.pixel_images)
     padding = images * plan.buffer if plan.padded else 0
-    pixels = plan.pixel_images * plan.pixel_windows * plan.positions
-    entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, pixels * F)
-    counts = max(FILTERS, pixels)
+    windows = plan.pixel_images * plan.pixel_windows
+    entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, windows * F)
+    lists = max(FILTERS, windows * plan.positions + 1)
 
     return Call(
         _backward,
@@ -452,7 +455,7 @@ def backward(
             (threads, padding),
             (threads, entries, np.int32),
             (threads, entries),
-            (threads, counts, np.int64),
+            (threads, lists, np.int64),
             (threads, 2 * FILTERS * size),
         ),
         lambda weights, padding, *own: (weights[0], padding, _read_only(padding), *own),
