@@ -266,7 +266,7 @@ BUGS = [
         "conv2d in Numba, few channels: db begins with what the memory held"),
     Bug("optim_numba.py", "return sub(sub(p, mul(g, lr)), mul(b, look_ahead)), b", "return sub(p, mul(b, lr)), b",
         "SGD in Numba: Nesterov without looking ahead"),
-    Bug("optim_numba.py", "                sum_ += g[k] - g[k]\n", "                pass\n",
+    Bug("optim_numba.py", "        sum_ += g[k] - g[k]\n", "        pass\n",
         "a step of an optimiser in Numba: the last gradients are not looked at"),
     Bug("plan/plan.py", "fused, winograd and version != \"numba\")", "fused, winograd)",
         "plan: use(\"numba\") runs Winograd's method all the same"),
