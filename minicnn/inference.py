@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,13 +60,12 @@ def check_arrays(op: str, **arrays: Any) -> None:
             raise TypeError(f"{op}: {name}: expected an array of samples, got {type(a).__name__}")
 
 
-@contextmanager
-def running(contents: Contents, x: Array, fused: bool, winograd: bool) -> Iterator[Any]:
+def running(
+    contents: Contents, x: Array, fused: bool, winograd: bool
+) -> AbstractContextManager[Any]:
     """Lend the plan that runs a model on `x`: the GPU's if either is there, else the CPU's."""
     if contents.on_gpu or is_cupy(x):
         from minicnn.gpu.plan import GpuPlan
 
-        yield GpuPlan(contents.model, fused)
-        return
-    with plan.running(contents, x, fused, winograd) as lent:
-        yield lent
+        return nullcontext(GpuPlan(contents.model, fused))
+    return plan.running(contents, x, fused, winograd)

@@ -83,6 +83,9 @@ def _walk(model: Layer) -> tuple[list[Layer], list[Any]]:
     objects: list[Any] = list(layers)
     for layer in layers:
         objects += vars(layer).values()
-        for arrays in (layer.params, layer.grads, layer.buffers):
-            objects += arrays.values()
+        if layer.params:
+            objects += layer.params.values()
+            objects += layer.grads.values()
+        if layer.buffers:
+            objects += layer.buffers.values()
     return layers, objects

@@ -140,11 +140,14 @@ class Call:
         self._kernel, self._own, self._before = kernel, tuple(args), before
         self._scratch = dtype, scratch, shaped
         self._args: list[Any] = []  # own and scratch
+        self._entry: Any = None
         self._arena: Any = None
 
     def on(self, x: np.ndarray) -> Call:
         """Take another input of the same shape and dtype."""
         self._args[: len(self._own)] = self._own = (flat(x), *self._own[1:])
+        if not x.flags.aligned:
+            self._entry = None  # another type
         return self
 
     def __call__(self) -> Any:
@@ -157,7 +160,20 @@ class Call:
                 self._arena = _arena
             if self._before is not None:
                 self._before()
-            return self._kernel(*self._args)
+            return self._run() if self._entry is None else self._entry(*self._args)
+
+    def _run(self) -> Any:
+        """Run the kernel, and keep what it is compiled to for the types of these arguments.
+
+        Finding it by their types, each time, takes as long as to hand them over.
+        """
+        result = self._kernel(*self._args)
+        try:
+            types = tuple(map(self._kernel.typeof_pyval, self._args))
+            self._entry = self._kernel.overloads[types].entry_point
+        except (AttributeError, KeyError):  # no dispatcher of Numba, or a converted argument
+            self._entry = self._kernel
+        return result
 
 
 def flat(a: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ nothing to the mathematics: what it computes is what its layers compute one afte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,8 @@ class Stage:
 
 def _alike(these: dict[str, Any], those: dict[str, Any]) -> bool:
     """Tell whether all arrays are the same ones, and all else is equal."""
+    if all(map(is_, these.values(), those.values())):
+        return True
     for a, b in zip(these.values(), those.values()):
         if a is not b and (isinstance(a, np.ndarray) or isinstance(b, np.ndarray) or a != b):
             return False

@@ -38,6 +38,23 @@ def test_a_call_keeps_its_arguments_and_gets_scratch_memory_anew():
     assert out.tolist() == [8, 3, row]
 
 
+def test_a_compiled_call_takes_another_input():
+    @jit.kernel()
+    def total(x, scale):
+        return scale * x.sum()
+
+    x = np.arange(6.0)
+    call = jit.Call(total, (jit.flat(x), 2.0), np.float64)
+    assert [call(), call()] == [30, 30]
+    x[0] = 5
+    assert call() == 40
+    assert [call.on(np.ones((2, 3)))(), call()] == [12, 12]
+    odd = np.zeros(6 * 8 + 1, np.uint8)[1:].view(np.float64)  # not aligned
+    odd[:] = 3
+    assert [call.on(odd)(), call()] == [36, 36]
+    assert call.on(np.ones(6))() == 12
+
+
 def test_a_call_does_first_what_it_is_told():
     order = []
     call = jit.Call(lambda: order.append("kernel"), (), before=lambda: order.append("before"))

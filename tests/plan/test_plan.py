@@ -181,6 +181,71 @@ def test_changing_the_layers_makes_a_new_plan():
     assert predict(model, np.ones((2, 3), "f4")).shape == (2, 2)
 
 
+def other_parameter(model):
+    model[0].params["weight"] = 2 * model[0].weight
+
+
+def other_gradients(model):
+    for layer in (model[0], model[5]):
+        layer.grads = {name: np.full_like(g, 7) for name, g in layer.grads.items()}
+
+
+def other_layer(model):
+    model.layers[2] = mc.Tanh()
+
+
+def freeze(model):
+    model[0].params.pop("bias")
+
+
+def turn(model):
+    model[5].params["weight"] = np.asfortranarray(model[5].weight)
+
+
+def change_statistics(model):
+    model[1].buffers = {name: a.copy() for name, a in model[1].buffers.items()}
+    model[1].momentum = 0.5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [other_parameter, other_gradients, other_layer, freeze, turn, change_statistics],
+)
+def test_what_is_replaced_between_steps_is_seen(change):
+    model = Sequential(
+        mc.Conv2d(1, 3, 3, rng=0, dtype="f8"),
+        mc.BatchNorm2d(3, dtype="f8"),
+        mc.ReLU(),
+        mc.MaxPool2d(2),
+        mc.Flatten(),
+        mc.Linear(12, 4, rng=1, dtype="f8"),
+    )
+    x, y = batch((6, 1, 6, 6), 4)
+    trainers = twins(model)
+    before = model.state_dict()
+    losses = []
+    for trainer in trainers:
+        trainer.step(x, y)
+        trainer.predict(x)
+        old = arrays_of(trainer.model)
+        change(trainer.model)
+        held = {id(a) for a in arrays_of(trainer.model)}
+        for a in old:
+            if id(a) not in held:
+                a[...] = np.nan
+        losses.append([trainer.step(x, y), trainer.step(x, y), trainer.evaluate((x, y)).loss])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
+    fast, plain = (trainer.model.state_dict() for trainer in trainers)
+    for name, a in plain.items():
+        np.testing.assert_allclose(fast[name], a, rtol=1e-9, atol=1e-12, err_msg=name)
+    for name in ("0.weight", "5.weight"):
+        assert (fast[name] != before[name]).any()
+
+
+def arrays_of(model):
+    return [a for layer in model for a in (*layer.params.values(), *layer.grads.values())]
+
+
 class Doubled(mc.Linear):
     """A layer of the user's own, with a forward of its own."""
 
