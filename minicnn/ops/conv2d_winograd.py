@@ -76,9 +76,10 @@ from minicnn.shapes import Window
 
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
+L2_BYTES = 1 << 20
 ITEM_BYTES = 640 << 10  # of an item's transformed tiles: most of an L2 cache
-SUMS_BYTES = 640 << 10  # most of what the sums of dw may take in the cache of a core
-SHARED_BYTES = 4 << 20  # of an item of dw where they take more: part of an L3 cache
+SUMS_BYTES = 640 << 10  # what the sums of dw may take of it
+SHARED_BYTES = 8 << 20  # of an item of dw where they take more: part of an L3 cache
 PARTS = 16
 SIZES = 3, 5  # R
 
@@ -133,8 +134,11 @@ def _plan(
     if not forward:
         # The products of the gradient run along the tiles: they lie next to each other, in panels
         # of a vector of channels (of two in the target, see `_products`).
-        small = T * T * C * Q * (VECTOR_BYTES // L) <= SUMS_BYTES
-        most = max(BLOCK, (ITEM_BYTES if small else SHARED_BYTES) // tile_bytes)
+        sums = T * T * C * Q * (VECTOR_BYTES // L)
+        if sums <= SUMS_BYTES:
+            most = max(16, (L2_BYTES - sums) // tile_bytes)
+        else:  # the sums go through the cache once an item: the tiles should outweigh them
+            most = max(BLOCK, max(SHARED_BYTES, 2 * sums) // tile_bytes)
         count = max(1, N * tile_rows * tile_columns)
         item = round_up(-(-count // -(-count // most)), ROWS)
         channels, tiles = channels // L * (item * L) + channels % L, np.arange(item) * L

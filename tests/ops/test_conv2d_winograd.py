@@ -124,7 +124,7 @@ def test_relu_and_pool_on_the_way_out(case, pool, relu):
 
 @pytest.mark.parametrize("sums_bytes", [0, kernels.SUMS_BYTES], ids=["together", "in parts"])
 def test_dw_of_many_items(monkeypatch, sums_bytes):
-    for name, value in (("SHARED_BYTES", 0), ("ITEM_BYTES", 0), ("SUMS_BYTES", sums_bytes)):
+    for name, value in (("SHARED_BYTES", 0), ("L2_BYTES", 0), ("SUMS_BYTES", sums_bytes)):
         monkeypatch.setattr(kernels, name, value)
     kernels._plan.cache_clear()
     x, w = numbers(0, (5, 3, 22, 22)), numbers(1, (17, 3, 3, 3))
