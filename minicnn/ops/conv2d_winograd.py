@@ -19,10 +19,10 @@ It costs accuracy: the points 2 and -2 make the sums some ten times as sensitive
 float32 the error is up to about 3e-5 of the largest output, where the direct kernels have 1e-6.
 Numbers near the largest float may overflow inside.
 
-An item of work is a number of tiles whose arrays stay in the cache of a core. The T*T sums of dw,
-if they are small, stay there too, and are taken in PARTS parts. If they are large, all threads
-transform the tiles of an item that stays in the cache that they share, and then each takes some of
-the products. Either way any number of threads gives the same bits.
+An item of work is a number of tiles whose arrays stay in the cache of a core. For dw, whose sums
+go through the cache once an item, it has more tiles if the sums are large. They are taken in parts
+that depend on the shapes alone, so any number of threads gives the same bits; nothing passes from
+core to core until the parts are added up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import numba
 import numpy as np
 
 from minicnn.backend import Array
-from minicnn.ops.conv2d_maps import round_up
+from minicnn.ops.conv2d_maps import number_of_parts, round_up
 from minicnn.ops.conv_block import OFF
 from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.last import padded, to_first, to_last
@@ -76,10 +76,8 @@ from minicnn.shapes import Window
 
 WIDE = 2 * ROWS  # vectors of a block of products, on panels of two vectors
 OUTSIDE = -(1 << 40)  # the offset of a row or column of padding
+L2_BYTES = 1 << 20
 ITEM_BYTES = 640 << 10  # of an item's transformed tiles: most of an L2 cache
-SUMS_BYTES = 640 << 10  # most of what the sums of dw may take in the cache of a core
-SHARED_BYTES = 4 << 20  # of an item of dw where they take more: part of an L3 cache
-PARTS = 16
 SIZES = 3, 5  # R
 
 
@@ -104,6 +102,7 @@ class Plan(NamedTuple):
     tiles: np.ndarray  # (item,) ... where the tile begins
     products: int  # of a tile
     item: int  # tiles of an item of work
+    parts: int  # of the sums of dw
     source_step: int  # from one of its T*T matrices to the next
     target_step: int
     pool_rows: int
@@ -127,16 +126,21 @@ def _plan(
     used_rows, used_columns = OH // pool[0] * pool[0], OW // pool[1] * pool[1]
     tile_rows, tile_columns = -(-used_rows // M), -(-used_columns // M)
 
-    tile_bytes = T * T * (P + Q) * (VECTOR_BYTES // L)
+    parts, tile_bytes = 1, T * T * (P + Q) * (VECTOR_BYTES // L)
     item = max(ROWS, min(32, ITEM_BYTES // tile_bytes) // ROWS * ROWS)
     channels, tiles = np.arange(C), np.arange(item) * P  # (tile, channel)
     if not forward:
         # The products of the gradient run along the tiles: they lie next to each other, in panels
         # of a vector of channels (of two in the target, see `_products`).
-        small = T * T * C * Q * (VECTOR_BYTES // L) <= SUMS_BYTES
-        most = max(BLOCK, (ITEM_BYTES if small else SHARED_BYTES) // tile_bytes)
+        sums = T * T * C * Q * (VECTOR_BYTES // L)
+        if sums <= ITEM_BYTES:  # they stay in the L2 cache with the tiles
+            most = max(16, (L2_BYTES - sums) // tile_bytes)
+        else:  # the tiles outweigh them
+            most = max(BLOCK, 2 * sums // tile_bytes)
         count = max(1, N * tile_rows * tile_columns)
-        item = round_up(-(-count // -(-count // most)), ROWS)
+        parts = number_of_parts(-(-count // ROWS), sums)
+        each = -(-count // parts)
+        item = round_up(-(-each // -(-each // most)), ROWS)
         channels, tiles = channels // L * (item * L) + channels % L, np.arange(item) * L
 
     def patch(tiles: int, step: int, before: int, width: int, size: int, unit: int) -> np.ndarray:
@@ -162,6 +166,7 @@ def _plan(
         tiles=tiles.astype(np.int32),
         products=T * T,
         item=item,
+        parts=parts,
         source_step=item * P + L,  # a multiple of 4 KiB would throw T*T lines on one cache set
         target_step=item * Q + L,
         pool_rows=pool[0],
@@ -174,8 +179,8 @@ def _plan(
 
 
 @kernel()
-def _transform_source(x, first, count, plan, patch, square, none, out, start):
-    """Write V of some tiles, as tiles `start`, start + 1, ... of the item."""
+def _transform_source(x, first, count, plan, patch, square, none, out):
+    """Write V of some tiles, the item's."""
     L, D = lane_count(x), len(patch)
     each = plan.tile_rows * plan.tile_columns
     places = multiples(0, len(square) - 1, plan.source_step, square)
@@ -186,12 +191,12 @@ def _transform_source(x, first, count, plan, patch, square, none, out, start):
         columns = offsets(plan.columns, j * D, j * D + D - 1, patch)
         for c in range(0, plan.P, L):
             read = load_grid(x, n * plan.source_image + c, rows, columns, none)
-            at = plan.tiles[start + g] + plan.channels[c]
+            at = plan.tiles[g] + plan.channels[c]
             tile_store(transform_input(read), out, at, places)
 
 
 @kernel()
-def _transform_gradient(dy, first, count, plan, grid, side, square, none, out, start):
+def _transform_gradient(dy, first, count, plan, grid, side, square, none, out):
     """Write the transforms of some tiles of dy, panel by panel: ``out[k, panel, tile, f]``."""
     L, M = lane_count(dy), len(grid)
     each = plan.tile_rows * plan.tile_columns
@@ -204,7 +209,7 @@ def _transform_gradient(dy, first, count, plan, grid, side, square, none, out, s
         for f in range(0, plan.Q, L):
             tile = load_grid(dy, n * plan.target_image + f, rows, columns, none)
             panel = f // (2 * L) * (2 * L)
-            at = panel * plan.item + (start + g) * min(2 * L, plan.Q - panel) + f - panel
+            at = panel * plan.item + g * min(2 * L, plan.Q - panel) + f - panel
             tile_store(transform_filter(tile, side), out, at, places)
 
 
@@ -303,13 +308,14 @@ def _panel_gradients(acc, v, d, f, k, count, plan, du, more):
 
 
 @kernel()
-def _gradients(v, d, k, count, plan, du, more):
+def _gradients(v, d, count, plan, du, more):
     L = lane_count(d)
-    for f in range(0, plan.Q, 2 * L):
-        if f + L < plan.Q:
-            _panel_gradients(zeros(d, WIDE), v, d, f, k, count, plan, du, more)
-        else:
-            _panel_gradients(zeros(d, ROWS), v, d, f, k, count, plan, du, more)
+    for k in range(plan.products):
+        for f in range(0, plan.Q, 2 * L):
+            if f + L < plan.Q:
+                _panel_gradients(zeros(d, WIDE), v, d, f, k, count, plan, du, more)
+            else:
+                _panel_gradients(zeros(d, ROWS), v, d, f, k, count, plan, du, more)
 
 
 # ---------------------------------------------------------------- filters
@@ -378,7 +384,7 @@ def _correlate(
         first = take(taken, 1) * plan.item
         while first < tiles:
             count = min(plan.item, tiles - first)
-            _transform_source(x, first, count, plan, patch, square, none, v, 0)
+            _transform_source(x, first, count, plan, patch, square, none, v)
             _products(v, u, count, plan, m)
             _transform_target(
                 m, first, count, plan, grid, square, bias, relu, more, mine, y, winner
@@ -387,24 +393,20 @@ def _correlate(
 
 
 @kernel(parallel=True)
-def _gradient_in_parts(x, dy, dw, N, table, patch, grid, corner, none, taken, vs, ds, dus, scratch):
-    threads = len(scratch)
+def _gradient(x, dy, dw, N, table, patch, grid, corner, none, taken, vs, ds, dus, scratch):
     taken[:] = 0
-    for t in numba.prange(threads):
+    for t in numba.prange(len(vs)):
         plan, v, d = _unpack(table), vs[t], ds[t]
         _, side, square = lengths(patch, corner)
         tiles, parts = N * plan.tile_rows * plan.tile_columns, len(dus)
-        items = (tiles + plan.item - 1) // plan.item
         part = take(taken, 0)
         while part < parts:
-            start = part * items // parts
-            for i in range(start, (part + 1) * items // parts):
-                first = i * plan.item
-                count = min(plan.item, tiles - first)
-                _transform_source(x, first, count, plan, patch, square, none, v, 0)
-                _transform_gradient(dy, first, count, plan, grid, side, square, none, d, 0)
-                for k in range(plan.products):
-                    _gradients(v, d, k, count, plan, dus[part], i > start)
+            start, end = part * tiles // parts, (part + 1) * tiles // parts
+            for first in range(start, end, plan.item):
+                count = min(plan.item, end - first)
+                _transform_source(x, first, count, plan, patch, square, none, v)
+                _transform_gradient(dy, first, count, plan, grid, side, square, none, d)
+                _gradients(v, d, count, plan, dus[part], first > start)
             part = take(taken, 0)
     for k in numba.prange(_unpack(table).products):
         shape = _unpack(table)
@@ -414,43 +416,13 @@ def _gradient_in_parts(x, dy, dw, N, table, patch, grid, corner, none, taken, vs
             for part in range(1, len(dus)):
                 total = add(total, load(dus[part], i))
             store(dus[0], i, total)
-    _write_filters(dus[0], dw, table, patch, corner, taken, scratch)
-
-
-@kernel(parallel=True)
-def _gradient_together(x, dy, dw, N, table, patch, grid, corner, none, taken, vs, ds, dus, scratch):
-    shape, threads = _unpack(table), len(scratch)
-    tiles, item = N * shape.tile_rows * shape.tile_columns, shape.item
-    for first in range(0, tiles, item):
-        count = min(item, tiles - first)
-        taken[:] = 0
-        for _thread in numba.prange(threads):
-            plan, v, d = _unpack(table), vs[0], ds[0]
-            _, side, square = lengths(patch, corner)
-            g = take(taken, 0) * ROWS
-            while g < count:
-                n = min(ROWS, count - g)
-                _transform_source(x, first + g, n, plan, patch, square, none, v, g)
-                _transform_gradient(dy, first + g, n, plan, grid, side, square, none, d, g)
-                g = take(taken, 0) * ROWS
-        for _thread in numba.prange(threads):
-            plan = _unpack(table)
-            k = take(taken, 1)
-            while k < plan.products:
-                _gradients(vs[0], ds[0], k, count, plan, dus[0], first > 0)
-                k = take(taken, 1)
-    _write_filters(dus[0], dw, table, patch, corner, taken, scratch)
-
-
-@kernel(parallel=True)
-def _write_filters(du, dw, table, patch, corner, taken, scratch):
     for t in numba.prange(len(scratch)):
-        plan, mine = _unpack(table), scratch[t]
+        plan, mine, du = _unpack(table), scratch[t], dus[0]
         taps, _, square = lengths(patch, corner)
-        c = take(taken, 2) * lane_count(dw)
+        c = take(taken, 1) * lane_count(dw)
         while c < plan.C:
             _write_filter(du, c, plan, taps, corner, square, mine, dw)
-            c = take(taken, 2) * lane_count(dw)
+            c = take(taken, 1) * lane_count(dw)
 
 
 # ---------------------------------------------------------------- entry points
@@ -583,13 +555,10 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
     sizes = len(x), C, *x.shape[1:3], F, *dy.shape[1:3], top, left
     form = form_of(R, win.stride[0])
     plan, table = _plan(*sizes, form, (1, 1), L, False)
-    size = plan.products * C * plan.Q
-    small = size * x.itemsize <= SUMS_BYTES
-    items = -(-len(x) * plan.tile_rows * plan.tile_columns // plan.item)
     threads = numba.get_num_threads()
-    own = threads if small else 1
+    own = min(threads, plan.parts)
     return Call(
-        _gradient_in_parts if small else _gradient_together,
+        _gradient,
         (
             flat(x),
             flat(dy),
@@ -600,13 +569,13 @@ def weight_gradients(x: Array, dy: Array, win: Window, dw: Array) -> Call:
             (0,) * form.outputs,
             (0,) * R,
             np.zeros(L, x.dtype),
-            np.zeros(3, np.int64),
+            np.zeros(2, np.int64),
         ),
         x.dtype,
         (
             (own, plan.products * plan.source_step),
             (own, plan.products * plan.target_step),
-            (min(PARTS, items) if small else 1, size),
+            (plan.parts, plan.products * C * plan.Q),
             (threads, R * R * L),
         ),
     )
