@@ -26,7 +26,11 @@ from minicnn.backend import cupy_or_error
 # Freed memory stays with the process: without this PyTorch spends much of its time on fresh
 # pages. OpenBLAS threads sleep soon after a product instead of spinning for a tenth of a second,
 # beside whatever is timed next. OPENBLAS_CORETYPE would choose slower kernels than a user has.
+# PyTorch's OpenMP threads wait for each other without sleep for some milliseconds. Where anything
+# else runs on the machine, both may be given one core; then every small operation, of which an
+# optimiser's step has dozens, took a time slice, 4 or 8 ms. So they sleep sooner.
 SETTINGS = {
+    "GOMP_SPINCOUNT": "10000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "OPENBLAS_THREAD_TIMEOUT": "10",

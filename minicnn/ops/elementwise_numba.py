@@ -1,6 +1,6 @@
 # mypy: disallow-untyped-defs=False
 # (the compiled functions get their types from Numba)
-"""Functions of one number in Numba: the activations, and dropout's product.
+"""Functions of one or two numbers in Numba: activations, dropout's product, elementwise losses.
 
 There are two loops, over one array (`_map`) and over two (`_map2`). A formula is a type, a
 NamedTuple of its parameters, and Numba compiles a loop for the formulas that are used and no
@@ -81,12 +81,16 @@ _ARTANH_SINGLE = _ARTANH[:8]
 
 
 @inlined
-def softplus(x):
-    """Return log(1 + e^x) = max(x, 0) + 2 artanh(z / (2 + z)), z = e^-|x|: s is at most 1/3."""
-    z = exp(negative(absolute(x)))
+def softpluses(x):
+    """Return log(1 + e^x) = max(x, 0) + log(1 + z) with z = e^-|x|, and log(1 + e^-x).
+
+    log(1 + z) is 2 artanh(z / (2 + z)), of 1/3 at most.
+    """
+    none, z = constant(0, x), exp(negative(absolute(x)))
     s = div(z, add(constant(2, x), z))
     half = mul(s, polynomial(mul(s, s), _ARTANH_SINGLE, _ARTANH))
-    return add(maximum(constant(0, x), x), add(half, half))
+    log1p = add(half, half)
+    return add(maximum(none, x), log1p), add(maximum(none, negative(x)), log1p)
 
 
 # The first 12 terms of the series that TAIL has 23 of: those left out add up to less than 6e-9.
@@ -182,6 +186,41 @@ class Product(NamedTuple):
     """a * b."""
 
 
+class MseLoss(NamedTuple):
+    """(x - t)^2."""
+
+
+class MseLossBackward(NamedTuple):
+    """2 g (x - t)."""
+
+    g: float
+
+
+class L1Loss(NamedTuple):
+    """|x - t|."""
+
+
+class L1LossBackward(NamedTuple):
+    """g sign(x - t)."""
+
+    g: float
+
+
+class Bce(NamedTuple):
+    """w (p t log(1 + e^-x) + (1 - t) log(1 + e^x))."""
+
+    w: float
+    p: float
+
+
+class BceBackward(NamedTuple):
+    """g w ((1 - t) s(x) - p t s(-x))."""
+
+    g: float
+    w: float
+    p: float
+
+
 @inlined
 def _relu(f, x):
     return maximum(constant(0, x), x)
@@ -274,7 +313,7 @@ def _silu_gradient(f, dy, x):
 def _softplus(f, x):
     beta = constant(f.beta, x)
     v = mul(beta, x)
-    return where_greater(v, constant(f.threshold, x), x, div(softplus(v), beta))
+    return where_greater(v, constant(f.threshold, x), x, div(softpluses(v)[0], beta))
 
 
 @inlined
@@ -286,6 +325,43 @@ def _softplus_gradient(f, dy, x):
 @inlined
 def _product(f, a, b):
     return mul(a, b)
+
+
+@inlined
+def _mse_loss(f, x, t):
+    d = sub(x, t)
+    return mul(d, d)
+
+
+@inlined
+def _mse_loss_gradient(f, x, t):
+    return mul(constant(2 * f.g, x), sub(x, t))
+
+
+@inlined
+def _l1_loss(f, x, t):
+    return absolute(sub(x, t))
+
+
+@inlined
+def _l1_loss_gradient(f, x, t):
+    d, none, one = sub(x, t), constant(0, x), constant(1, x)
+    sign = where_greater(d, none, one, where_greater(none, d, negative(one), d))
+    return mul(constant(f.g, x), sign)
+
+
+@inlined
+def _bce(f, x, t):
+    above, below = softpluses(x)
+    wrong = mul(sub(constant(1, t), t), above)
+    return mul(constant(f.w, x), fma(mul(constant(f.p, x), t), below, wrong))
+
+
+@inlined
+def _bce_gradient(f, x, t):
+    s, rest = sigmoids(x)
+    right = mul(mul(constant(f.p, x), t), rest)
+    return mul(constant(f.g * f.w, x), sub(mul(sub(constant(1, t), t), s), right))
 
 
 # Formula: y of x. At a NaN every comparison is false, and the value of x passes.
@@ -313,6 +389,12 @@ _VALUES_OF_TWO: dict[type, Callable[..., Any]] = {
     Silu: _silu_gradient,
     Softplus: _softplus_gradient,
     Product: _product,
+    MseLoss: _mse_loss,
+    MseLossBackward: _mse_loss_gradient,
+    L1Loss: _l1_loss,
+    L1LossBackward: _l1_loss_gradient,
+    Bce: _bce,
+    BceBackward: _bce_gradient,
 }
 
 
@@ -393,6 +475,12 @@ FORMULAS: dict[str, Callable[..., Any]] = {
     "silu": Silu,
     "softplus": Softplus,
     "product": Product,
+    "mse_loss": MseLoss,
+    "mse_loss_backward": MseLossBackward,
+    "l1_loss": L1Loss,
+    "l1_loss_backward": L1LossBackward,
+    "bce_with_logits": Bce,
+    "bce_with_logits_backward": BceBackward,
 }
 
 

@@ -121,12 +121,36 @@ _NUMPY: dict[str, tuple[Callable[..., Array], Callable[..., Array]]] = {
     ),
 }
 
+# ---------------------------------------------------------------- numba (see elementwise_numba.py)
+
+
+def _numba(op: str) -> Version:
+    """Kernels where the weights, and backward the upstream gradient, are single numbers."""
+
+    def forward(x: Array, t: Array, *weights: Any) -> Array:
+        from minicnn.ops import elementwise_numba  # imports Numba: only when asked for
+
+        if any(map(np.ndim, weights)):
+            return _NUMPY[op][0](x, t, *weights)
+        return elementwise_numba.map_two(op, x, t, *map(float, weights))
+
+    def backward(g: Array, x: Array, t: Array, *weights: Any) -> Array:
+        from minicnn.ops import elementwise_numba
+
+        if any(map(np.ndim, (g, *weights))):
+            return _NUMPY[op][1](g, x, t, *weights)
+        return elementwise_numba.map_two(f"{op}_backward", x, t, float(g), *map(float, weights))
+
+    return Version(forward, backward)
+
+
 # ---------------------------------------------------------------- versions, public pairs
 
 VERSIONS = {
     op: {
         "reference": Version(*map(elementwise, _REFERENCE[op])),
         "numpy": Version(*_NUMPY[op]),
+        "numba": _numba(op),
     }
     for op in _REFERENCE
 }

@@ -16,13 +16,16 @@ import numba
 import numpy as np
 
 from minicnn.backend import Array
+from minicnn.ops.copy_numba import clear, load_some, store_some
 from minicnn.ops.jit import buffers, flat, kernel
 from minicnn.ops.vector import (
     add,
+    constant,
     fma,
     horizontal_sum,
     lane_count,
     load,
+    mul,
     splat,
     store,
     sub,
@@ -54,6 +57,19 @@ def _sums(x, at, n, k):
         first += u
         second += u * u
     return first, second
+
+
+@kernel()
+def _moments_of(x, at, n):
+    """Return the mean of a run, and the sum of squares of what its numbers differ from it."""
+    k = x.dtype.type(0)
+    first, _ = _sums(x, at, n, k)
+    if np.isfinite(first):
+        k = x.dtype.type(first / n)
+    # The second time the run is in the cache.
+    first, second = _sums(x, at, n, k)
+    squares = second - first * first / n
+    return k + first / n, 0.0 if squares < 0 else squares
 
 
 @kernel()
@@ -104,16 +120,9 @@ def _combine(g, x, at, n, k, scale, slope, shift, dx):
 
 
 @kernel(parallel=True)
-def _moments(x, R, n, k, mean, squares):
+def _moments(x, R, n, mean, squares):
     for r in numba.prange(R):
-        k[r] = 0
-        first, _ = _sums(x, r * n, n, k[r])
-        if np.isfinite(first):
-            k[r] = first / n
-        # The second time the run is in the cache.
-        first, second = _sums(x, r * n, n, k[r])
-        mean[r] = k[r] + first / n
-        squares[r] = second - first * first / n
+        mean[r], squares[r] = _moments_of(x, r * n, n)
 
 
 @kernel(parallel=True)
@@ -136,12 +145,10 @@ def _run_combine(g, x, R, n, k, scale, slope, shift, dx):
 
 def run_moments(x: Array) -> tuple[Array, Array]:
     """Return, for each run of x (..., L), the mean and the sum of ``(x - mean)^2``, in float64."""
-    k = np.empty(x.shape[:-1], x.dtype)
-    mean, squares = np.empty((2, *k.shape))
+    mean, squares = np.empty((2, *x.shape[:-1]))
     with buffers(x.dtype):
-        out = k.reshape(-1), mean.reshape(-1), squares.reshape(-1)
-        _moments(flat(x), k.size, x.shape[-1], *out)
-    return mean, np.maximum(squares, 0)
+        _moments(flat(x), mean.size, x.shape[-1], mean.reshape(-1), squares.reshape(-1))
+    return mean, squares
 
 
 def run_dots(g: Array, x: Array, k: Array) -> tuple[Array, Array]:
@@ -181,26 +188,83 @@ def _of_runs(x: Array, *numbers: Array) -> list[Array]:
 # ---------------------------------------------------------------- rows, with w and b for columns
 
 
+# A row ends with a part of a vector. k is its mean in x's type, and rest what that leaves of it.
+
+
+@kernel()
+def _normalize_row(x, at, D, k, rest, rstd, w, b, y):
+    """Write ``y = xhat * w + b`` with ``xhat = (x - k - rest) * rstd``."""
+    L, none, kv = lane_count(x), zero(x), splat(k)
+    scale, shift = constant(rstd, none), constant(-rest * rstd, none)
+    for d in range(0, D, L):
+        n = D - d
+        xhat = fma(sub(load_some(x, at + d, n, kv), kv), scale, shift)
+        store_some(y, at + d, n, fma(xhat, load_some(w, d, n, none), load_some(b, d, n, none)))
+
+
+@kernel()
+def _dots_of_row(dy, x, w, at, D, k):
+    """Return the sums of ``dy * w`` and of ``dy * w * (x - k)``."""
+    L, none, kv, first, second = lane_count(x), zero(x), splat(k), 0.0, 0.0
+    for start in range(0, D, L * BLOCK):
+        a, b = none, none
+        for d in range(start, min(D, start + L * BLOCK), L):
+            n = D - d
+            g = mul(load_some(dy, at + d, n, none), load_some(w, d, n, none))
+            a, b = add(a, g), fma(g, sub(load_some(x, at + d, n, kv), kv), b)
+        first += horizontal_sum(a)
+        second += horizontal_sum(b)
+    return first, second
+
+
+@kernel()
+def _row_gradient(dy, x, w, at, D, k, rest, rstd, dx, dw, db):
+    """Write dx, and add ``dy * xhat`` to dw and dy to db."""
+    L, none, kv = lane_count(x), zero(x), splat(k)
+    first, second = _dots_of_row(dy, x, w, at, D, k)
+    slope = -rstd * rstd * rstd * (second - rest * first) / D
+    shift = constant(-rstd * first / D - rest * slope, none)
+    slope_, scale, shift_of_xhat = (
+        constant(slope, none),
+        constant(rstd, none),
+        constant(-rest * rstd, none),
+    )
+    for d in range(0, D, L):
+        n = D - d
+        g, u = load_some(dy, at + d, n, none), sub(load_some(x, at + d, n, kv), kv)
+        v = fma(mul(g, load_some(w, d, n, none)), scale, fma(u, slope_, shift))
+        store_some(dx, at + d, n, v)
+        xhat = fma(u, scale, shift_of_xhat)
+        store_some(dw, d, n, fma(g, xhat, load_some(dw, d, n, none)))
+        store_some(db, d, n, add(g, load_some(db, d, n, none)))
+
+
 @kernel(parallel=True)
-def _row_scale(x, R, D, k, scale, shift, w, b, y):
+def _row_norm(x, R, D, w, b, eps, mean, rstd, y):
     for r in numba.prange(R):
-        x_, y_ = x[r * D : (r + 1) * D], y[r * D : (r + 1) * D]
-        for d in range(D):
-            y_[d] = ((x_[d] - k[r]) * scale[r] + shift[r]) * w[d] + b[d]
+        mean[r], squares = _moments_of(x, r * D, D)
+        rstd[r] = (squares / D + eps) ** -0.5
+        k = x.dtype.type(mean[r])
+        _normalize_row(x, r * D, D, k, mean[r] - k, rstd[r], w, b, y)
 
 
 @kernel(parallel=True)
-def _column_sums(dy, x, R, D, k, scale, shift, dws, dbs):
-    """Add up ``dy * xhat`` and dy over the rows, in parts."""
+def _row_norm_gradient(dy, x, R, D, w, mean, rstd, dx, dws, dbs, dw_blocks, db_blocks):
+    """Write dx, and the sums for dw and db over the rows, in parts: in blocks, then in float64."""
     for part in numba.prange(len(dws)):
-        dw, db = dws[part], dbs[part]
-        dw[:] = 0
-        db[:] = 0
-        for r in range(part * R // len(dws), (part + 1) * R // len(dws)):
-            x_, dy_ = x[r * D : (r + 1) * D], dy[r * D : (r + 1) * D]
+        dw, db, end = dw_blocks[part], db_blocks[part], (part + 1) * R // len(dws)
+        for d in range(D):
+            dws[part, d] = dbs[part, d] = 0
+        for start in range(part * R // len(dws), end, BLOCK):
+            clear(dw, 0, D)
+            clear(db, 0, D)
+            for r in range(start, min(end, start + BLOCK)):
+                k = x.dtype.type(mean[r])
+                rest = mean[r] - k
+                _row_gradient(dy, x, w, r * D, D, k, rest, rstd[r], dx, dw, db)
             for d in range(D):
-                dw[d] += dy_[d] * np.float64((x_[d] - k[r]) * scale[r] + shift[r])
-                db[d] += dy_[d]
+                dws[part, d] += dw[d]
+                dbs[part, d] += db[d]
 
 
 # ---------------------------------------------------------------- batch norm, x (N, C, L)
@@ -266,14 +330,9 @@ def group_norm_backward(
 
 
 def layer_norm_forward(x: Array, w: Array, b: Array, eps: float) -> tuple[Array, Array, Array]:
-    R, D = x.shape
-    mean, squares = run_moments(x)  # (R,)
-    rstd = (squares / D + eps) ** -0.5
-    k, rest = _rounded(mean, x)
-    y = np.empty_like(x)
+    y, (mean, rstd) = np.empty_like(x), np.empty((2, len(x)))
     with buffers(x.dtype):
-        numbers = _of_runs(x, k, rstd, -rest * rstd)
-        _row_scale(flat(x), R, D, *numbers, flat(w), flat(b), y.reshape(-1))
+        _row_norm(flat(x), *x.shape, flat(w), flat(b), float(eps), mean, rstd, y.reshape(-1))
     return y, mean, rstd
 
 
@@ -281,17 +340,12 @@ def layer_norm_backward(
     dy: Array, x: Array, w: Array, mean: Array, rstd: Array
 ) -> tuple[Array, Array, Array]:
     R, D = x.shape
-    k, rest = _rounded(mean, x)  # (R,)
-    parts = np.empty((2, min(PARTS, R), D))
-    with buffers(x.dtype):
-        numbers = _of_runs(x, k, rstd, -rest * rstd)
-        _column_sums(flat(dy), flat(x), R, D, *numbers, parts[0], parts[1])
-    dw, db = parts.sum(axis=1)
-    g = dy * w
-    sums, products = run_dots(g, x, k)
-    slope = -rstd * rstd * (products - rest * sums) * rstd / D
-    dx = combine_runs(g, x, k, rstd, slope, -rstd * sums / D - rest * slope)
-    return dx, dw.astype(x.dtype), db.astype(x.dtype)
+    parts = min(PARTS, R)
+    dx, (dw, db) = np.empty_like(x), np.empty((2, parts, D))
+    with buffers(x.dtype, parts * D, parts * D) as scratch:
+        arrays = flat(dy), flat(x), R, D, flat(w), flat(mean), flat(rstd), dx.reshape(-1)
+        _row_norm_gradient(*arrays, dw, db, *(a.reshape(parts, D) for a in scratch))
+    return dx, dw.sum(axis=0).astype(x.dtype), db.sum(axis=0).astype(x.dtype)
 
 
 def _rounded(mean: Array, x: Array) -> tuple[Array, Array]:
