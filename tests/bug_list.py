@@ -130,7 +130,7 @@ BUGS = [
         "AdamW: weight decay not scaled by the learning rate"),
     Bug("schedules.py", "            return _cosine(first_lr, self.max_lr, step / peak)", "            return _cosine(self.max_lr, first_lr, step / peak)",
         "OneCycleLR: down where it should go up"),
-    Bug("plan/fused.py", "if self.shortcut else dy", "if self.shortcut and need_dx else dy",
+    Bug("plan/fused.py", "        if self.shortcut:\n", "        if self.shortcut and need_dx:\n",
         "plan: no gradient for the shortcut of the first residual"),
     Bug("plan/fused.py", "            last.relu_gradient(dy.data, self._y, d)\n", "            d[...] = dy.data\n",
         "plan: the ReLU behind a convolution forgotten on the way back"),
