@@ -299,12 +299,12 @@ def _panel_gradients(acc, v, d, f, k, count, plan, du, more):
     for c in range(0, plan.C, ROWS):
         rows = offsets(plan.channels, c, plan.C - 1, ROWS)
         places = multiples(c, plan.C - 1, plan.Q, ROWS)
-        sums = tile_load(acc, du, at, places) if more else acc
         for g in range(0, count, BLOCK):
             n = min(BLOCK, count - g)
-            block = outer_tile(acc, v, v0, rows, plan.tiles, g, n, d, d0 + g * width, width)
-            sums = tile_add(sums, block)
-        tile_store(sums, du, at, places)
+            sums = outer_tile(acc, v, v0, rows, plan.tiles, g, n, d, d0 + g * width, width)
+            if more or g > 0:  # loaded now: there are registers for one block alone
+                sums = tile_add(tile_load(acc, du, at, places), sums)
+            tile_store(sums, du, at, places)
 
 
 @kernel()
