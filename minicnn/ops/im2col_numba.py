@@ -11,7 +11,9 @@ import numba
 import numpy as np
 
 from minicnn.backend import Array
+from minicnn.ops.copy_numba import clear, load_some, store_some
 from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.vector import add, lane_count, zero
 from minicnn.shapes import Window
 
 
@@ -29,31 +31,34 @@ def _inside(size, places, stride, offset):
 @kernel(parallel=True)
 def _im2col(x, cols, N, C, H, W, OH, OW, KH, KW, SH, SW, DH, DW, top, left):
     for k in numba.prange(C * KH * KW):
+        L, none = lane_count(x), zero(x)
         c, dh, dw = k // (KH * KW), k // KW % KH * DH - top, k % KW * DW - left
         j0, j1 = _inside(W, OW, SW, dw)
         for n in range(N):
             for i in range(OH):
                 to, h = ((k * N + n) * OH + i) * OW, i * SH + dh
-                row = cols[to : to + OW]
                 if h < 0 or h >= H or j0 == j1:
-                    row[:] = 0
+                    clear(cols, to, OW)
                     continue
-                row[:j0] = 0
-                row[j1:] = 0
-                piece, at = row[j0:j1], ((n * C + c) * H + h) * W + j0 * SW + dw
+                for j in range(j0):
+                    cols[to + j] = 0
+                for j in range(j1, OW):
+                    cols[to + j] = 0
+                to, at, count = to + j0, ((n * C + c) * H + h) * W + j0 * SW + dw, j1 - j0
                 if SW == 1:
-                    piece[:] = x[at : at + j1 - j0]
+                    for j in range(0, count, L):
+                        v = load_some(x, at + j, count - j, none)
+                        store_some(cols, to + j, count - j, v)
                 else:
-                    for j in range(j1 - j0):
-                        piece[j] = x[at + j * SW]
+                    for j in range(count):
+                        cols[to + j] = x[at + j * SW]
 
 
 @kernel(parallel=True)
 def _col2im(cols, x, N, C, H, W, OH, OW, KH, KW, SH, SW, DH, DW, top, left):
     for m in numba.prange(N * C):
-        n, c = m // C, m % C
-        map_ = x[m * H * W : (m + 1) * H * W]
-        map_[:] = 0
+        n, c, L, none = m // C, m % C, lane_count(x), zero(x)
+        clear(x, m * H * W, H * W)
         for k in range(c * KH * KW, (c + 1) * KH * KW):
             dh, dw = k // KW % KH * DH - top, k % KW * DW - left
             i0, i1 = _inside(H, OH, SH, dh)
@@ -61,13 +66,16 @@ def _col2im(cols, x, N, C, H, W, OH, OW, KH, KW, SH, SW, DH, DW, top, left):
             if j0 == j1:
                 continue
             for i in range(i0, i1):
-                at = ((k * N + n) * OH + i) * OW
-                row, to = cols[at + j0 : at + j1], (i * SH + dh) * W + j0 * SW + dw
+                at, count = ((k * N + n) * OH + i) * OW + j0, j1 - j0
+                to = (m * H + i * SH + dh) * W + j0 * SW + dw
                 if SW == 1:
-                    map_[to : to + j1 - j0] += row
+                    for j in range(0, count, L):
+                        v = load_some(cols, at + j, count - j, none)
+                        v = add(load_some(x, to + j, count - j, none), v)
+                        store_some(x, to + j, count - j, v)
                 else:
-                    for j in range(j1 - j0):
-                        map_[to + j * SW] += row[j]
+                    for j in range(count):
+                        x[to + j * SW] += cols[at + j]
 
 
 def im2col(x: Array, win: Window) -> Array:

@@ -93,3 +93,22 @@ def test_equals_pytorch_unfold_and_fold(torch, case, seed, padding):
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"padding": (2, 5)}, {"stride": (2, 3), "padding": 1}, {"dilation": (1, 6)}]
+)
+def test_numba_takes_rows_of_any_length(kwargs, dtype):
+    """Less than a vector, several, and a rest; small integers, whose sums are exact."""
+    pytest.importorskip("numba", reason="Numba is not installed")
+    for W in (14, 23, 71):
+        rng = np.random.default_rng(W)
+        x = rng.integers(-9, 9, (2, 3, 7, W)).astype(dtype)
+        with use("numpy"):
+            expected = ops.im2col(x, (3, 2), **kwargs)
+            cols = rng.integers(-9, 9, expected.shape).astype(dtype)
+            back = ops.col2im(cols, x.shape, (3, 2), **kwargs)
+        with use("numba"):
+            np.testing.assert_array_equal(ops.im2col(x, (3, 2), **kwargs), expected)
+            np.testing.assert_array_equal(ops.col2im(cols, x.shape, (3, 2), **kwargs), back)
