@@ -20,6 +20,7 @@ import numpy as np
 from peers import course_conv2d
 
 from minicnn import ops
+from minicnn.ops import conv2d_winograd
 from minicnn.shapes import window
 
 
@@ -68,7 +69,7 @@ def make(case: Case, args: argparse.Namespace) -> contest.Contest:
         return y + b[:, None, None]
 
     win = window("benchmark", K, stride, padding)
-    winograd = groups == 1 and stride == 1 and K in (3, 5)
+    winograd = conv2d_winograd.applies(w, win, groups)
     op = contest.Op(
         ops.conv2d_forward,
         ops.conv2d_backward,
@@ -104,7 +105,7 @@ def channels_last(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, dy: np.ndarray, win: Any, groups: int, fast: bool
 ) -> dict[str, contest.Passes]:
     """Return the kernels of the fused path, on arrays (N, H, W, channels) in whole vectors."""
-    from minicnn.ops import conv2d_channels, conv2d_winograd, last
+    from minicnn.ops import conv2d_channels, last
     from minicnn.ops.conv2d_maps import Geometry
     from minicnn.ops.vector import lanes
 

@@ -76,12 +76,12 @@ def channels(rng: np.random.Generator, **options: Any) -> Case:
     )
 
 
-def square(rng: np.random.Generator, K: int) -> Case:
+def square(rng: np.random.Generator, K: int, stride: int = 1) -> Case:
     """A convolution that Winograd's method runs."""
     C, F = (int(n) for n in rng.integers(1, 65, 2))
     N, H, W = int(rng.integers(1, 5)), *(int(n) for n in rng.integers(8, 25, 2))
     w = rng.standard_normal((F, C, K, K))
-    return Case((rng.standard_normal((N, C, H, W)), w), {"padding": K // 2})
+    return Case((rng.standard_normal((N, C, H, W)), w), {"padding": K // 2, "stride": stride})
 
 
 def block(rng: np.random.Generator) -> Case:
@@ -103,6 +103,7 @@ def pairs(rng: np.random.Generator) -> Case:
 LINEAR: dict[str, Callable[[np.random.Generator], Case]] = {
     "conv2d": shapes,
     "conv2d 3x3": lambda rng: square(rng, 3),
+    "conv2d 3x3 stride 2": lambda rng: square(rng, 3, 2),
     "conv2d 5x5": lambda rng: square(rng, 5),
     "conv_block": block,
     "conv_transpose2d": transposed,
