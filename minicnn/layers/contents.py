@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from minicnn.backend import Array, is_cupy, same
 from minicnn.layers.base import Layer
+
+KEPT = 4  # models whose contents are remembered
+_kept: list[Contents] = []
 
 
 class Contents:
@@ -61,18 +64,14 @@ def contents_of(model: Layer) -> Contents:
 
     Numbers in arrays may change, and states of generators.
     """
-    kept = _kept(model)
-    for contents in kept:
-        if same(_walk(model)[1], contents.objects):
+    for contents in _kept:
+        if contents.model is model and same(_walk(model)[1], contents.objects):
             return contents
     contents = Contents(model)
-    kept[:] = [contents]
+    others = [other for other in _kept if other.model is not model]
+    # What is kept keeps its model alive, and memory on the GPU is too dear for that.
+    _kept[:] = others if contents.on_gpu else [contents, *others][:KEPT]
     return contents
-
-
-@lru_cache(maxsize=4)  # contents keep their model alive
-def _kept(model: Layer) -> list[Contents]:
-    return []
 
 
 def _walk(model: Layer) -> tuple[list[Layer], list[Any]]:
