@@ -419,6 +419,8 @@ def onnx_runtime(model: Layer, x: np.ndarray, threads: int) -> dict[str, Callabl
 
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Else its threads spin on for longer than the pause before what is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         export(model, path, x.shape[1:])
