@@ -29,7 +29,7 @@ from minicnn.backend import Array
 from minicnn.ops.conv2d_channels import add_pixels
 from minicnn.ops.conv2d_maps import Geometry, maps_of, number_of_parts, round_up
 from minicnn.ops.copy_numba import clear
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
@@ -305,18 +305,12 @@ def correlate(geometry: Geometry, x: Array, w: Array, b: Array | None, y: Array)
     plan = _plan(geometry, L)
     bias = np.zeros(plan.channels, x.dtype) if b is None else b
     threads = numba.get_num_threads()
-    sizes = threads * plan.size, threads * (plan.taps.size + 1) * L
-    with buffers(x.dtype, *sizes) as (sources, weights):
-        _correlate(
-            flat(x),
-            flat(w),
-            flat(bias),
-            y.reshape(-1),
-            len(x) * plan.channels,
-            plan,
-            sources.reshape(threads, -1),
-            weights.reshape(threads, -1),
-        )
+    Call(
+        _correlate,
+        (flat(x), flat(w), flat(bias), y.reshape(-1), len(x) * plan.channels, plan),
+        x.dtype,
+        ((threads, plan.size), (threads, (plan.taps.size + 1) * L)),
+    )()
 
 
 def weight_gradient(geometry: Geometry, x: Array, dy: Array, dw: Array, db: Array) -> None:
@@ -327,17 +321,9 @@ def weight_gradient(geometry: Geometry, x: Array, dy: Array, dw: Array, db: Arra
     parts = number_of_parts(items, size * x.itemsize)
     threads = numba.get_num_threads()
     target = (plan.out_rows + 2) * plan.each * L  # two more rows, for `_slide_gradient`
-    sizes = threads * plan.size, threads * target, parts * size, parts * db.size * L
-    with buffers(x.dtype, *sizes) as (sources, targets, dws, dbs):
-        _gradient(
-            flat(x),
-            flat(dy),
-            dw.reshape(-1),
-            db,
-            items,
-            plan,
-            sources.reshape(threads, -1),
-            targets.reshape(threads, -1),
-            dws.reshape(parts, -1),
-            dbs.reshape(parts, -1),
-        )
+    Call(
+        _gradient,
+        (flat(x), flat(dy), dw.reshape(-1), db, items, plan),
+        x.dtype,
+        ((threads, plan.size), (threads, target), (parts, size), (parts, db.size * L)),
+    )()

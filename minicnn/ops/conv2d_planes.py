@@ -30,7 +30,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.conv2d_channels import add_pixels
 from minicnn.ops.conv2d_maps import Geometry, maps_of, number_of_parts, round_up
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
     ROWS,
@@ -350,19 +350,13 @@ def correlate(geometry: Geometry, x: Array, w: Array, b: Array | None, y: Array)
     bias = np.repeat(np.zeros(channels, x.dtype) if b is None else b, L)
     threads = numba.get_num_threads()
     target = plan.target_group * plan.target_plane
-    sizes = plan.weight_start[-1], threads * plan.source_size, threads * target
-    with buffers(x.dtype, *sizes) as (packed, sources, targets):
-        _correlate(
-            flat(x),
-            flat(w),
-            bias,
-            y.reshape(-1),
-            len(x) * plan.groups,
-            plan,
-            packed,
-            sources.reshape(threads, -1),
-            targets.reshape(threads, -1),
-        )
+    Call(
+        _correlate,
+        (flat(x), flat(w), bias, y.reshape(-1), len(x) * plan.groups, plan),
+        x.dtype,
+        ((1, int(plan.weight_start[-1])), (threads, plan.source_size), (threads, target)),
+        lambda packed, *own: (packed[0], *own),
+    )()
 
 
 def weight_gradient(geometry: Geometry, x: Array, dy: Array, dw: Array, db: Array) -> None:
@@ -373,17 +367,9 @@ def weight_gradient(geometry: Geometry, x: Array, dy: Array, dw: Array, db: Arra
     parts = number_of_parts(items, size * x.itemsize)
     threads = numba.get_num_threads()
     target = plan.target_group * plan.target_plane
-    sizes = threads * plan.source_size, threads * target, parts * size, parts * db.size * L
-    with buffers(x.dtype, *sizes) as (sources, targets, dws, dbs):
-        _gradient(
-            flat(x),
-            flat(dy),
-            dw.reshape(-1),
-            db,
-            items,
-            plan,
-            sources.reshape(threads, -1),
-            targets.reshape(threads, -1),
-            dws.reshape(parts, -1),
-            dbs.reshape(parts, -1),
-        )
+    Call(
+        _gradient,
+        (flat(x), flat(dy), dw.reshape(-1), db, items, plan),
+        x.dtype,
+        ((threads, plan.source_size), (threads, target), (parts, size), (parts, db.size * L)),
+    )()

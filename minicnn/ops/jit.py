@@ -141,6 +141,7 @@ class Call:
         self._scratch = dtype, scratch, shaped
         self._args: list[Any] = []  # own and scratch
         self._entry: Any = None
+        self._again = False  # it has run before
         self._arena: Any = None
 
     def on(self, x: np.ndarray) -> Call:
@@ -163,11 +164,15 @@ class Call:
             return self._run() if self._entry is None else self._entry(*self._args)
 
     def _run(self) -> Any:
-        """Run the kernel, and keep what it is compiled to for the types of these arguments.
+        """Run the kernel, and the second time keep what it is compiled to for these arguments.
 
-        Finding it by their types, each time, takes as long as to hand them over.
+        Numba finds it by their types each time, which takes as long as to hand them over. To find
+        it from here takes 0.1 ms, too much for a call that is made once.
         """
         result = self._kernel(*self._args)
+        if not self._again:
+            self._again = True
+            return result
         try:
             types = tuple(map(self._kernel.typeof_pyval, self._args))
             self._entry = self._kernel.overloads[types].entry_point
