@@ -24,7 +24,7 @@ import numpy as np
 from minicnn.backend import Array
 from minicnn.ops.adaptive_avg_pool2d import _bins
 from minicnn.ops.copy_numba import clear
-from minicnn.ops.jit import buffers, flat, kernel
+from minicnn.ops.jit import Call, buffers, flat, kernel
 from minicnn.ops.vector import (
     BLOCK,
     add,
@@ -221,11 +221,13 @@ def max_forward(x: Array, win: Window) -> tuple[Array, Array]:
     y = np.empty((N, C, len(plan.rows), len(plan.columns)), x.dtype)
     winner = np.empty(y.shape, np.int64)
     L, threads = lanes(x.dtype), _threads(x.size)
-    sizes = (threads * n * L for n in (plan.read, plan.written, plan.written))
-    with buffers(x.dtype, *sizes) as scratch:
-        source, best, where = (a.reshape(threads, -1) for a in scratch)
-        arrays = flat(x), y.reshape(-1), winner.reshape(-1)
-        _max_pool(*arrays, N * C, plan, source, best, where.view(f"i{x.itemsize}"))
+    read, written = plan.read * L, plan.written * L
+    Call(
+        _max_pool,
+        (flat(x), y.reshape(-1), winner.reshape(-1), N * C, plan),
+        x.dtype,
+        [(threads, read), (threads, written), (threads, written, f"i{x.itemsize}")],
+    )()
     return y, winner
 
 
@@ -330,10 +332,12 @@ def _run(x: Array, plan: Plan, divisor: Array, before: bool) -> Array:
     N, C = x.shape[:2]
     y = np.empty((N, C, len(plan.rows), len(plan.columns)), x.dtype)
     threads = _threads(max(x.size, y.size))
-    sizes = (threads * n * lanes(x.dtype) for n in (plan.read, plan.written))
-    with buffers(x.dtype, *sizes) as scratch:
-        sources, outs = (a.reshape(threads, -1) for a in scratch)
-        _average(flat(x), y.reshape(-1), N * C, plan, divisor, before, sources, outs)
+    Call(
+        _average,
+        (flat(x), y.reshape(-1), N * C, plan, divisor, before),
+        x.dtype,
+        [(threads, n * lanes(x.dtype)) for n in (plan.read, plan.written)],
+    )()
     return y
 
 
