@@ -21,6 +21,12 @@ enum { SLOTS = 5, PIECE = 1024, BLOCK = 256 };
   const REAL *gradient = (const REAL *)at[1];                                          \
   for (long long i = first + threadIdx.x; i < size && i < first + PIECE; i += BLOCK)
 
+// Denormal numbers become zero, as everywhere: see optim.py.
+__device__ __forceinline__ REAL flushed(REAL x) {
+  const REAL tiny = sizeof(REAL) == 4 ? REAL(0x1p-126) : REAL(0x1p-1022);
+  return fabs(x) < tiny ? REAL(0) : x;  // NaN stays
+}
+
 // rates: lr, share of g that b takes in, nesterov's rate of b. s0 is b, the momentum buffer.
 extern "C" __global__ void __launch_bounds__(BLOCK)
     sgd(PARAMETERS, int momentum, int nesterov, int decay, REAL keep, REAL weight_decay) {
@@ -29,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     if (decay) g = g + q * weight_decay;
     if (!momentum || nesterov) q = q - g * rates[1];
     if (momentum) {
-      const REAL b = s0[i] * keep + rates[2] * g;
+      const REAL b = flushed(s0[i] * keep + rates[2] * g);
       s0[i] = b;
       q = q - b * (nesterov ? rates[3] : rates[1]);
     }
@@ -45,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     REAL g = gradient[i], q = p[i];
     if (decoupled) q = q * rates[3];
     else if (decay) g = g + weight_decay * q;
-    const REAL m = s0[i] * beta1 + g * new1;
+    const REAL m = flushed(s0[i] * beta1 + g * new1);
     REAL v = s1[i] * beta2 + g * g * new2;
     s0[i] = m, s1[i] = v;
     if (amsgrad) {  // a NaN stays, as in numpy.maximum
@@ -68,14 +74,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     s0[i] = v;
     REAL variance = v;
     if (centered) {
-      const REAL m = s1[i] * alpha + g * fresh;
+      const REAL m = flushed(s1[i] * alpha + g * fresh);
       s1[i] = m;
       variance = v - m * m;
       if (variance < 0) variance = 0;  // NaN stays
     }
     REAL d = g / (sqrt(variance) + eps);
     if (momentum) {
-      d = s2[i] * keep + d;
+      d = flushed(s2[i] * keep + d);
       s2[i] = d;
     }
     p[i] = p[i] - d * rates[1];

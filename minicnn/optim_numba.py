@@ -25,8 +25,10 @@ from minicnn.backend import Array
 from minicnn.ops.jit import Call, kernel
 from minicnn.ops.share import take
 from minicnn.ops.vector import (
+    absolute,
     add,
     broadcast,
+    constant,
     div,
     horizontal_sum,
     lane,
@@ -37,6 +39,7 @@ from minicnn.ops.vector import (
     sqrt,
     store,
     sub,
+    where_greater,
     zero,
 )
 
@@ -47,13 +50,18 @@ Numbers = tuple[tuple[float, ...], tuple[bool, ...]]  # read by a kernel; how it
 
 
 @kernel(inline=True)
+def _flush(x, tiny):
+    return where_greater(tiny, absolute(x), constant(0, x), x)
+
+
+@kernel(inline=True)
 def _sgd_vector(p, g, b, h, decay, momentum, nesterov):
-    lr, keep, undamped, rate, look_ahead = h
+    lr, keep, undamped, rate, look_ahead, tiny = h
     if decay:
         g = add(g, mul(p, rate))
     if not momentum:
         return sub(p, mul(g, lr)), b
-    b = add(mul(b, keep), mul(g, undamped))
+    b = _flush(add(mul(b, keep), mul(g, undamped)), tiny)
     if nesterov:
         return sub(sub(p, mul(g, lr)), mul(b, look_ahead)), b
     return sub(p, mul(b, lr)), b
@@ -61,12 +69,12 @@ def _sgd_vector(p, g, b, h, decay, momentum, nesterov):
 
 @kernel(inline=True)
 def _adam_vector(p, g, m, v, v_max, h, decay, decoupled, amsgrad):
-    keep, rate, beta1, rest1, beta2, rest2, root, eps, step = h
+    keep, rate, beta1, rest1, beta2, rest2, root, eps, step, tiny = h
     if decoupled:
         p = mul(p, keep)
     elif decay:
         g = add(g, mul(rate, p))
-    m = add(mul(m, beta1), mul(g, rest1))
+    m = _flush(add(mul(m, beta1), mul(g, rest1)), tiny)
     v = add(mul(v, beta2), mul(mul(g, g), rest2))
     v_max = maximum(v_max, v) if amsgrad else v
     d = div(m, add(div(sqrt(v_max), root), eps))
@@ -75,17 +83,17 @@ def _adam_vector(p, g, m, v, v_max, h, decay, decoupled, amsgrad):
 
 @kernel(inline=True)
 def _rmsprop_vector(p, g, v, m, b, h, decay, centered, momentum):
-    lr, alpha, rest, eps, rate, keep, nothing = h
+    lr, alpha, rest, eps, rate, keep, tiny = h
     if decay:
         g = add(g, mul(rate, p))
     v = add(mul(v, alpha), mul(mul(g, g), rest))
     square = v
     if centered:
-        m = add(mul(m, alpha), mul(g, rest))
-        square = maximum(nothing, sub(v, mul(m, m)))
+        m = _flush(add(mul(m, alpha), mul(g, rest)), tiny)
+        square = maximum(constant(0, v), sub(v, mul(m, m)))
     d = div(g, add(sqrt(square), eps))
     if momentum:
-        d = b = add(mul(b, keep), d)
+        d = b = _flush(add(mul(b, keep), d), tiny)
     return sub(p, mul(d, lr)), v, m, b
 
 
@@ -97,7 +105,7 @@ def _rmsprop_vector(p, g, v, m, b, h, decay, centered, momentum):
 # The loops over vectors end with one over single numbers, for the last of a parameter.
 
 PIECE = 1 << 13  # numbers at most
-NUMBERS = 9  # that a rule has beside arrays, at most
+TINY = 9  # behind the numbers that a rule has beside arrays: the smallest normal number
 
 
 @intrinsic
@@ -118,7 +126,10 @@ def _at(typingctx, address, size, like):
 @kernel()
 def _sgd_piece(p, g, b, h, decay, nesterov):
     L, momentum = lane_count(p), b.size > 0
-    hs = broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4)
+    hs = (
+        broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
+        broadcast(h, TINY),
+    )  # fmt: skip
     whole = p.size - p.size % L
     for i in range(0, whole, L):
         buffer = load(b, i) if momentum else zero(p)
@@ -140,7 +151,7 @@ def _adam_piece(p, g, m, v, v_max, h, decay, decoupled):
     L, amsgrad = lane_count(p), v_max.size > 0
     hs = (
         broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
-        broadcast(h, 5), broadcast(h, 6), broadcast(h, 7), broadcast(h, 8),
+        broadcast(h, 5), broadcast(h, 6), broadcast(h, 7), broadcast(h, 8), broadcast(h, TINY),
     )  # fmt: skip
     whole = p.size - p.size % L
     for i in range(0, whole, L):
@@ -166,7 +177,7 @@ def _rmsprop_piece(p, g, v, m, b, h, decay):
     L, centered, momentum = lane_count(p), m.size > 0, b.size > 0
     hs = (
         broadcast(h, 0), broadcast(h, 1), broadcast(h, 2), broadcast(h, 3), broadcast(h, 4),
-        broadcast(h, 5), zero(h),
+        broadcast(h, 5), broadcast(h, TINY),
     )  # fmt: skip
     whole = p.size - p.size % L
     for i in range(0, whole, L):
@@ -356,7 +367,8 @@ class _Part:
         self._rows = rows  # kept alive, so that no other arrays come to their addresses
         self._pieces = _pieces(rows)
         pieces = len(self._pieces)
-        self.h = np.zeros(NUMBERS, rows[0][0].dtype)
+        self.h = np.zeros(TINY + 1, rows[0][0].dtype)
+        self.h[TINY] = np.finfo(self.h.dtype).tiny
         threads = max(1, min(numba.get_num_threads(), pieces))
         owner = np.arange(pieces) * threads // max(1, pieces)
         taken = np.zeros(pieces + 1, np.int64)  # the last counts pieces that are not finite

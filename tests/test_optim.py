@@ -622,6 +622,44 @@ def test_numba_updates_are_those_of_numpy_to_the_last_bit(make, dtype):
         np.testing.assert_array_equal(pairs[1][name], a, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("version", ["numpy", "numba"])
+@pytest.mark.parametrize(
+    ("make", "slots"),
+    [
+        (lambda m: optim.SGD(m, lr=0.1, momentum=0.9), ["momentum_buffer"]),
+        (
+            lambda m: optim.SGD(m, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
+            ["momentum_buffer"],
+        ),
+        (lambda m: optim.Adam(m, amsgrad=True), ["exp_avg"]),
+        (lambda m: optim.AdamW(m), ["exp_avg"]),
+        (
+            lambda m: optim.RMSprop(m, centered=True, momentum=0.9),
+            ["grad_avg", "momentum_buffer"],
+        ),
+    ],
+)
+def test_denormal_means_and_buffers_become_zero(make, slots, version, dtype):
+    if version == "numba":
+        pytest.importorskip("numba", reason="Numba is not installed")
+    tiny = np.finfo(dtype).tiny
+    kept = np.tile(np.array([4 * tiny, -4 * tiny, 1.0, np.nan, np.inf], dtype), 7)  # normal
+    lost = np.tile(np.array([tiny, -tiny, tiny / 4, -tiny / 4, 0.0], dtype), 7)  # after a step
+    model = Model(w=np.zeros(70, dtype))
+    optimizer = make(model)
+    for slot in slots:
+        optimizer.state_of("w")[slot][:] = np.concatenate([kept, lost])
+    model.grads["w"][:] = 0
+    with np.errstate(invalid="ignore"), prefer(version):
+        optimizer.step()
+    for slot in slots:
+        a = optimizer.state_of("w")[slot]
+        assert (a[:35] != 0).all()
+        np.testing.assert_array_equal(np.isnan(a[:35]), np.isnan(kept))
+        np.testing.assert_array_equal(a[35:], 0)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("size", [1, 15, 40_000])
 @pytest.mark.parametrize("version", ["numpy", "numba"])
