@@ -2,7 +2,8 @@
 
 Maps with their channels in the lanes, (N, H, W, P) with P the channels rounded up to whole vectors
 and zeros in the surplus, go to `conv_block_lists`. Images of few channels, (N, C, H, W), whose own
-gradient nobody wants, go to `conv_block_patches`.
+gradient nobody wants, go to `conv_block_lanes`, or to `conv_block_patches` where the kernel or
+the pool is too large for it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from minicnn.backend import Array
-from minicnn.ops import conv_block_lists, conv_block_patches
+from minicnn.ops import conv_block_lanes, conv_block_lists, conv_block_patches
 from minicnn.ops.conv2d_maps import round_up
 from minicnn.ops.jit import Call
 from minicnn.ops.vector import lanes
@@ -67,7 +68,9 @@ def gradients(
         return conv_block_lists.backward(x, dy, winner, w, dw, db, dx, win, pool, accumulate)
     if dx is not None:
         raise ValueError("conv_block: dx: expected None for x of shape (N, C, H, W)")
-    return conv_block_patches.weight_gradient(x, dy, winner, dw, db, win, pool, accumulate)
+    small = conv_block_lanes.fits(win, pool, lanes(x.dtype))
+    planes = conv_block_lanes if small else conv_block_patches
+    return planes.weight_gradient(x, dy, winner, dw, db, win, pool, accumulate)
 
 
 def backward_first(

@@ -207,6 +207,21 @@ def _add_band(at_of, g, windows, patches, plan, R, V, sums, bias, db):
         db[f] += bias[f]
 
 
+@kernel()
+def add_parts(dws, dbs, filters, accumulate, db):
+    """Add the sums of all parts to those of the first, in order, and write db or add to it."""
+    sums, parts = dws[0], len(dws)
+    for part in range(1, parts):
+        more = dws[part]
+        for i in range(0, sums.size, lane_count(sums)):
+            store(sums, i, add(load(sums, i), load(more, i)))
+    for f in range(filters):
+        total = 0.0
+        for part in range(parts):
+            total += dbs[part, f]
+        db[f] = db[f] + total if accumulate else total
+
+
 @kernel(parallel=True)
 def _weight_gradient(
     x, dy, winner, dw, db, N, accumulate, table, R, V, taken,
@@ -231,22 +246,15 @@ def _weight_gradient(
                     windows = (end - first) * plan.window_columns
                     _add_band(at, g_, windows, patches_, plan, R, V, dw_, bias_, db_)
             part = take(taken, 0)
-    plan, parts, sums = _unpack(table), len(dws), dws[0]
-    L = lane_count(sums)
-    for part in range(1, parts):
-        more = dws[part]
-        for i in range(0, plan.slots * plan.patch, L):
-            store(sums, i, add(load(sums, i), load(more, i)))
+    plan = _unpack(table)
+    add_parts(dws, dbs, plan.filters, accumulate, db)
+    sums = dws[0]
     for f in range(plan.filters):
         for i in range(plan.weights):
             tap, q = i // plan.kernel_columns, i % plan.kernel_columns
             total = sums[f * plan.patch + q * (plan.channels * plan.kernel_rows) + tap]
             e = f * plan.weights + i
             dw[e] = dw[e] + total if accumulate else total
-        bias_total = 0.0
-        for part in range(parts):
-            bias_total += dbs[part, f]
-        db[f] = db[f] + bias_total if accumulate else bias_total
 
 
 def weight_gradient(

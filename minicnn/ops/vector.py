@@ -68,6 +68,12 @@ Where most products would be with zero, lists say which are not (`n` entries of 
     acc = lists_tile(g, i, n, step, at_of, a, at, r, v)        R lists side by side
         acc[r][v] = sum over k of g[i + k*step + r] * a[at + at_of[i + k*step + r] + v*L :][: L]
 
+Where each lane of a sum reads a table at a place of its own (`at_of` holds n vectors of lanes):
+
+    acc = pick_tile(g, i, n, step, at_of, a, at, rows, taps, move)
+        acc[r][s] = sum over k of g[i + k*step :][: L] * row[at_of[i + k*step :][: L] + s*move]
+        with row = a[at + rows[r] + k*L :][: L]; what is read beyond the last lane is undefined
+
 Rows times rows, for what lies in memory along the sum:
 
     acc = dot_tile(a, at, rows, b, bt, others, n)
@@ -1107,6 +1113,42 @@ def _add_scaled(
             x = e.load(v, e.at(a, a_, *at, e.number(s * v.count), count=v.count))
             new.append(e.fma(v, scale, x, sums[r * vectors + s]))
     return new
+
+
+def _pick(e: _Emit, v: Vector, x: Any, lanes_: Any) -> Any:
+    """Return x[lanes_]. LLVM knows what this means: one instruction, where there is one."""
+    out = ir.Constant(x.type, ir.Undefined)
+    for r in (ir.Constant(_I32, r) for r in range(v.count)):
+        number = e.b.extract_element(x, e.b.extract_element(lanes_, r))
+        out = e.b.insert_element(out, number, r)
+    return out
+
+
+@intrinsic
+def pick_tile(typingctx, g, i, n, step, at_of, a, at, rows, taps, move):
+    v = _vector(a)
+    lane_numbers = Vector(types.int32, v.count)
+    acc = types.UniTuple(v, rows.count * taps.count)
+
+    def body(e: _Emit, ty: Any, args: Any) -> Any:
+        g_, i_, n_, step_, at_of_, a_, at_, rows_, _, move_ = args
+        a_rows = [e.sum((at_, row)) for row in e.items(rows_)]
+        moves = [e.b.mul(e.b.trunc(move_, _I32), ir.Constant(_I32, s)) for s in range(taps.count)]
+
+        def terms(sums: Sequence[Any], j: Any, gj: Any, aj: Any) -> list[Any]:
+            scale = e.load(v, e.at(g, g_, gj, count=v.count))
+            first = e.load(lane_numbers, e.at(at_of, at_of_, gj, count=v.count))
+            picks = [e.b.add(first, e.splat(m, v.count)) for m in moves]
+            tables = [e.load(v, e.at(a, a_, row, aj, count=v.count)) for row in a_rows]
+            terms_ = ((table, lanes_) for table in tables for lanes_ in picks)
+            return [e.fma(v, scale, _pick(e, v, *t), sum_) for t, sum_ in zip(terms_, sums)]
+
+        start = [e.zero(v)] * acc.count
+        counters = [(i_, step_), (e.number(0), e.number(v.count))]
+        return e.tuple(acc, _sum_loop(e, n_, start, counters, terms))
+
+    k = types.intp
+    return _emits(acc(g, k, k, k, at_of, a, k, rows, taps, k), body)
 
 
 @intrinsic

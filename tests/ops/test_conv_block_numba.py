@@ -12,7 +12,12 @@ from strategies import normal, paddings, pairs, seeds
 
 numba = pytest.importorskip("numba", reason="Numba is not installed")
 
-from minicnn.ops import conv_block_lists, conv_block_numba  # noqa: E402  (needs Numba)
+from minicnn.ops import (  # noqa: E402  (needs Numba)
+    conv_block_lanes,
+    conv_block_lists,
+    conv_block_numba,
+    conv_block_patches,
+)
 from minicnn.ops.conv_block_numba import channels_last  # noqa: E402
 from minicnn.ops.vector import lanes  # noqa: E402
 
@@ -38,27 +43,29 @@ def draw_arrays(seed, x_shape, w_shape, dtype, whole=False):
     return normal(rng, x_shape, dtype), normal(rng, w_shape, dtype)
 
 
-def gradients(x, w, dy, cache, x_last, accumulate=None):
-    """Run the entry point, on scratch that must not shine through."""
+LAYOUTS = "last", "planes", "patches"
+
+
+def gradients(x, w, dy, cache, layout, accumulate=None):
+    """Run the entry point, on scratch that must not shine through.
+
+    Of two ways for images in planes, "patches" takes the one for geometries that are too large for
+    the other.
+    """
+    x_last = layout == "last"
     P = channels_last(x).shape
     dx = np.full(P, np.nan, x.dtype) if x_last else None
     dw, db = (np.full(s, np.nan, x.dtype) for s in (w.shape, w.shape[:1]))
     if accumulate is not None:
         dw, db = (a.copy() for a in accumulate)
     win, pool = cache.window, cache.pool
-    conv_block_numba.backward(
-        channels_last(x) if x_last else x,
-        channels_last(dy),
-        channels_last(cache.winner, x.dtype),
-        w,
-        dw,
-        db,
-        dx,
-        win,
-        pool,
-        x_last=x_last,
-        accumulate=accumulate is not None,
-    )
+    maps = channels_last(dy), channels_last(cache.winner, x.dtype)
+    add = accumulate is not None
+    if layout == "patches":
+        conv_block_patches.weight_gradient(x, *maps, dw, db, win, pool, add)()
+    else:
+        x = channels_last(x) if x_last else x
+        conv_block_numba.backward(x, *maps, w, dw, db, dx, win, pool, x_last=x_last, accumulate=add)
     return dx, dw, db
 
 
@@ -69,36 +76,36 @@ def forward(x, w, seed, whole=False, **kwargs):
     return dy, cache
 
 
-@pytest.mark.parametrize("x_last", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=25)
 @given(case=cases(), seed=seeds, dtype=st.sampled_from([np.float32, np.float64]))
-def test_whole_numbers_are_exact(x_last, case, seed, dtype):
+def test_whole_numbers_are_exact(layout, case, seed, dtype):
     x_shape, w_shape, kwargs = case
     x, w = draw_arrays(seed, x_shape, w_shape, dtype, whole=True)
     dy, cache = forward(x, w, seed, whole=True, **kwargs)
     with use("numpy"):
         expected = conv_block_backward(dy, cache)
-    dx, dw, db = gradients(x, w, dy, cache, x_last)
+    dx, dw, db = gradients(x, w, dy, cache, layout)
     np.testing.assert_array_equal(dw, expected[1])
     np.testing.assert_array_equal(db, expected[2])
-    if x_last:
+    if layout == "last":
         np.testing.assert_array_equal(dx, channels_last(expected[0]))
 
 
-@pytest.mark.parametrize("x_last", [True, False])
-def test_gradients_are_added_on_request(x_last):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_are_added_on_request(layout):
     x, w = draw_arrays(0, (3, 5, 9, 9), (6, 5, 3, 3), np.float64)
     dy, cache = forward(x, w, 0, pool=2)
-    _, dw, db = gradients(x, w, dy, cache, x_last)
+    _, dw, db = gradients(x, w, dy, cache, layout)
     before = np.full_like(dw, 2), np.full_like(db, 3)
-    _, dw2, db2 = gradients(x, w, dy, cache, x_last, accumulate=before)
+    _, dw2, db2 = gradients(x, w, dy, cache, layout, accumulate=before)
     np.testing.assert_allclose(dw2, 2 + dw, rtol=1e-14)
     np.testing.assert_allclose(db2, 3 + db, rtol=1e-14)
 
 
-@pytest.mark.parametrize("x_last", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("N", [1, 5])
-def test_number_of_threads_changes_no_bit(N, x_last):
+def test_number_of_threads_changes_no_bit(N, layout):
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("one core")
     x, w = draw_arrays(0, (N, 20, 13, 13), (40, 20, 3, 3), np.float32)
@@ -107,7 +114,7 @@ def test_number_of_threads_changes_no_bit(N, x_last):
     try:
         for threads in (1, 2):
             numba.set_num_threads(threads)
-            results.append(gradients(x, w, dy, cache, x_last))
+            results.append(gradients(x, w, dy, cache, layout))
     finally:
         numba.set_num_threads(before)
     for one, two in zip(*results):
@@ -115,19 +122,19 @@ def test_number_of_threads_changes_no_bit(N, x_last):
 
 
 @pytest.mark.parametrize("positive", [False, True])
-@pytest.mark.parametrize("x_last", [True, False])
-def test_float32_error_is_small_for_long_sums(x_last, positive):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_error_is_small_for_long_sums(layout, positive):
     x, w = draw_arrays(0, (16, 32, 34, 34), (64, 32, 3, 3), np.float32)
     if positive:  # no cancellation: partial sums grow with their length
         x, w = abs(x), abs(w)
     dy, cache = forward(x, w, 0, pool=2)
     dy = abs(dy) if positive else dy
-    got = gradients(x, w, dy, cache, x_last)
+    got = gradients(x, w, dy, cache, layout)
     exact, terms = [], []
     for results, take in ((exact, np.asarray), (terms, np.abs)):
         wide = cache._replace(x=take(x.astype(np.float64)), w=take(w.astype(np.float64)))
         results += conv_block_backward(take(dy.astype(np.float64)), wide)
-    if x_last:
+    if layout == "last":
         got = (got[0][..., :32].transpose(0, 3, 1, 2), *got[1:])
     for name, a, e, t in zip(NAMES, got, exact, terms):
         if a is not None:
@@ -142,8 +149,8 @@ def test_winners_of_any_pool(pool):
     assert cache.winner[cache.winner != OFF].max(initial=0) < pool[0] * pool[1]
     with use("numpy"):
         expected = conv_block_backward(dy, cache)
-    for x_last in (True, False):
-        _, dw, db = gradients(x, w, dy, cache, x_last)
+    for layout in LAYOUTS:
+        _, dw, db = gradients(x, w, dy, cache, layout)
         np.testing.assert_array_equal(dw, expected[1])
         np.testing.assert_array_equal(db, expected[2])
 
@@ -160,9 +167,29 @@ def test_every_tile_is_chosen_and_right():
         dy, cache = forward(x, w, 0, whole=True, pool=2)
         with use("numpy"):
             expected = conv_block_backward(dy, cache)
-        got = gradients(x, w, dy, cache, True)
+        got = gradients(x, w, dy, cache, "last")
         for a, e in zip(got, (channels_last(expected[0]), *expected[1:])):
             np.testing.assert_array_equal(a, e)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("pool", [(1, 1), (1, 3), (2, 1), (2, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_every_geometry_that_fits_the_lanes(pool, dilation, dtype):
+    """And the first that does not; bands of several images' rows, blocks that end in a window."""
+    L, fitted = lanes(dtype), []
+    for K in range(1, 8):
+        x, w = draw_arrays(K, (3, 2, 33, 37), (L + 1, 2, 3, K), dtype, whole=True)
+        kwargs = {"stride": (2, 1), "padding": (1, 2), "dilation": dilation, "pool": pool}
+        dy, cache = forward(x, w, 0, whole=True, **kwargs)
+        fitted.append(conv_block_lanes.fits(cache.window, pool, L))
+        with use("numpy"):
+            expected = conv_block_backward(dy, cache)
+        _, dw, db = gradients(x, w, dy, cache, "planes")
+        np.testing.assert_array_equal(dw, expected[1])
+        np.testing.assert_array_equal(db, expected[2])
+    assert fitted == sorted(fitted, reverse=True)
+    assert any(fitted) == (pool[0] < 3 and max(pool) <= L // pool[0])
 
 
 def test_no_gradient_of_an_image_in_planes():

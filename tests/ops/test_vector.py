@@ -329,6 +329,31 @@ def test_tiles_are_matrix_products(lanewise, wide, n, dtype):
 
 
 @kernel()
+def _picks(g, n, at_of, a, rows, R, S, T, out):
+    L = vector.lane_count(a)
+    at = vector.offsets(rows, 0, len(R) - 1, R)
+    acc = vector.pick_tile(g, 1, n, 2 * L, at_of, a, 3, at, S, 2)
+    places = vector.multiples(0, len(T) - 1, L, T)
+    vector.tile_store(acc, out, 0, places)
+
+
+@both
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_lanes_pick_from_tables(n, dtype):
+    L, S = vector.lanes(dtype), 2
+    rng = np.random.default_rng(0)
+    g, a = (rng.integers(-9, 9, 200).astype(dtype) for _ in range(2))
+    at_of = rng.integers(0, L - 2 * (S - 1), 200).astype(np.int32)
+    rows = np.array([0, 40, 7], np.int32)
+    out, expected = np.full((3, S, L), 7, dtype), np.zeros((3, S, L), dtype)
+    for r, s, k, lane in np.ndindex(3, S, n, L):
+        i = 1 + k * 2 * L + lane
+        expected[r, s, lane] += g[i] * a[3 + rows[r] + k * L + at_of[i] + 2 * s]
+    _picks(g, n, at_of, a, rows, (0,) * 3, (0,) * S, (0,) * 3 * S, out.ravel())
+    np.testing.assert_array_equal(out, expected)
+
+
+@kernel()
 def _pool(a, area, more, relu, table, i, end, y, winner):
     acc = vector.tile_load(vector.zeros(a, WIDE), a, 0, vector.multiples(0, 99, WIDE_STEP, ROWS))
     vector.tile_pool(acc, area, more, relu, 255, y, 3, table, i, end, winner)
