@@ -456,16 +456,16 @@ def _pack_source(x, x_last, n, images, band, plan, out):
     for i in range(head, tail):
         out[i * row : i * row + left] = 0
         out[i * row + left + width : (i + 1) * row] = 0
-    if pitch == 1 and not x_last:
+    P = (plan.source_channels + lane_count(x) - 1) // lane_count(x) * lane_count(x)
+    if pitch == (P if x_last else 1):  # a row of the source is one of the buffer
         for i in range(head, tail):
-            at = n * plan.source_image + (top + i) * plan.source_columns
-            copy(x, at, plan.source_columns, out, i * row + left)
+            at = (n * plan.source_rows + top + i) * width
+            copy(x, at, width, out, i * row + left)
         return
     first, count = (top + head) * plan.source_columns, (tail - head) * plan.source_columns
     for m in range(images):
         shift = head * row + m * slots
         if x_last:
-            P = (plan.source_channels + lane_count(x) - 1) // lane_count(x) * lane_count(x)
             start = (n + m) * plan.source_rows * plan.source_columns * P
             pack_last(x, start, slots, P, plan.source_pixels, first, count, out, shift)
         else:
@@ -585,7 +585,7 @@ def add_pixels(dy, at, count, pitch, db, s):
 
 
 @kernel(inline=True)
-def _correlate_band(x, w, bias, y, winner, n, images, band, plan, area, to, source, target):
+def _correlate_band(x, w, bias, y, winner, n, images, band, panels, plan, area, to, source, target):
     _pack_source(x, to.x_last, n, images, band, plan, source)
     first, y0 = band * plan.band_rows, 0
     if len(area):
@@ -599,7 +599,7 @@ def _correlate_band(x, w, bias, y, winner, n, images, band, plan, area, to, sour
             count = rows // to.pool_rows * (plan.lattice_columns[a] // to.pool_columns) * len(area)
         pixels, targets, cols = plan.pixels[a], plan.targets[a], plan.cols[a]
         runs_at = plan.tap_runs_at[a, band]
-        for panel in range(plan.panel_slot.size):
+        for panel in range(*panels):
             slot, x0 = plan.panel_slot[panel], plan.panel_source[panel]
             w0 = plan.weight_start[a] + slot * plan.depth[a]
             args = area, plan.depthwise, source, x0, pixels, count, cols, runs_at, plan.tap_runs
@@ -693,18 +693,21 @@ def _correlate(x, w, bias, y, winner, N, table, area, to, taken, packed, sources
         plan = _unpack(table)
         panels = plan.panel_slot.size
         _pack_weights(w, plan, i // panels, i % panels, packed)
-    taken[0] = 0
+    taken[:] = 0
     for t in numba.prange(len(sources)):
-        plan = _unpack(table)
+        plan, groups = _unpack(table), len(taken)
+        panels = plan.panel_slot.size
         items = (N + plan.images - 1) // plan.images * plan.bands
         source, target = sources[t], y if len(area) else targets[t]
-        i = take(taken, 0)
-        while i < items:
-            n, band = i // plan.bands * plan.images, i % plan.bands
-            images = min(plan.images, N - n)
-            own = area, to, source, target
-            _correlate_band(x, packed, bias, y, winner, n, images, band, plan, *own)
-            i = take(taken, 0)
+        for g in range(t, t + groups):  # each begins with the panels that it has packed
+            group = g % groups
+            own = (group * panels // groups, (group + 1) * panels // groups), plan, area, to
+            i = take(taken, group)
+            while i < items:
+                n, band = i // plan.bands * plan.images, i % plan.bands
+                images = min(plan.images, N - n)
+                _correlate_band(x, packed, bias, y, winner, n, images, band, *own, source, target)
+                i = take(taken, group)
 
 
 @kernel(parallel=True)
@@ -780,6 +783,9 @@ def correlation(
         bias[there] = b
 
     threads = numba.get_num_threads()
+    # One image takes so little time that each thread had better keep to its own weights.
+    alone = plan.whole and len(x) == 1
+    groups = min(threads, len(plan.panel_slot)) if alone else 1
     source, target = _band_sizes(plan)
     return Call(
         _correlate,
@@ -793,7 +799,7 @@ def correlation(
             table,
             (0,) * (pool[0] * pool[1] if plan.whole else 0),
             to,
-            np.zeros(1, np.int64),
+            np.zeros(groups, np.int64),
         ),
         x.dtype,
         ((1, int(plan.weight_start[-1])), (threads, source), (threads, target)),

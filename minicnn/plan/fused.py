@@ -303,6 +303,14 @@ class ConvStage(Stage):
         return pooled and self.layers[0].groups == 1 and not self._fast_back
 
     @property
+    def one_kernel(self) -> bool:
+        return self._stride == (1, 1) and self._x is self._came
+
+    @property
+    def one_kernel_back(self) -> bool:
+        return self._sparse and self._x is self._came
+
+    @property
     def adds(self) -> bool:
         """The backward can add dx to what is there."""
         return self._came.last and not self._sparse
@@ -367,6 +375,8 @@ class ConvStage(Stage):
 
 class LinearStage(Stage):
     """Linear, with a Flatten before it and a ReLU after it."""
+
+    one_kernel = one_kernel_back = True
 
     @staticmethod
     def takes_flatten(layer: Any) -> bool:

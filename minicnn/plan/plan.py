@@ -59,6 +59,9 @@ class Plan:
         self._model = model
         self._loss = Stage([])
         self._seen: set[tuple[Any, ...]] = set()
+        # Layers without kernels of their own are there: they may call BLAS.
+        self.plain = any(isinstance(stage, PlainStage) for stage in self._walk())
+        self.contents: Contents | None = None  # that of the model, while `running` lends the plan
 
     def forward(self, x: Array, training: bool) -> Array:
         """Return the model's output, and keep what `backward` needs if `training`.
@@ -80,7 +83,7 @@ class Plan:
     def _forward(self, x: Array, training: bool) -> Array:
         maps = Maps(x)
         for stage in self.stages:
-            maps = stage.forward(maps, training)
+            maps = stage.forward(maps, training, self.contents)
         return self.stages[-1].first(maps)
 
     def backward(self, dy: Array) -> None:
@@ -88,7 +91,7 @@ class Plan:
         ahead.wait()
         maps: Any = Maps(dy)
         for i in reversed(range(len(self.stages))):
-            maps = self.stages[i].backward(maps, need_dx=i > 0)
+            maps = self.stages[i].backward_again(maps, i > 0, self.contents)
 
     def cross_entropy(self, outputs: Array, labels: Array) -> tuple[float, Callable[[], Array]]:
         """Return the mean cross-entropy of scores (N, C), and a function that gives its gradient.
@@ -143,8 +146,13 @@ def running(contents: Contents, x: Array, fused: bool, winograd: bool) -> Iterat
     version = backend.chosen()
     fused = fused and version in (None, "numba", "winograd") and _fits(contents, x)
     plan = _plan(contents.model, contents.ids, fused, winograd and version != "numba")
-    with plan.lock, _kernels() if fused else nullcontext(), backend.prefer("numba"):
-        yield plan
+    preferred = backend.prefer("numba", blas=plan.plain)
+    with plan.lock, _kernels() if fused else nullcontext(), preferred:
+        before, plan.contents = plan.contents, contents
+        try:
+            yield plan
+        finally:
+            plan.contents = before
 
 
 def _kernels() -> Any:

@@ -39,9 +39,14 @@ class Stage:
         self.layers = [layer for _, layer in named]
         self.buffers = Buffers()
         self._calls: dict[str, tuple[Array, dict[str, Any], Any]] = {}
+        self._latest: Any = None  # of the calls: the one that ran last
+        # The latest forward and backward: what they were given, their kernel and their result.
+        self._forward: tuple[tuple[Any, ...], Any, Any] | None = None
+        self._backward: tuple[tuple[Any, ...], Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_calls": {}}  # kernels cannot be pickled, and are made again
+        # Kernels cannot be pickled, and are made again.
+        return {**vars(self), "_calls": {}, "_latest": None, "_forward": None, "_backward": None}
 
     @property
     def what(self) -> str:
@@ -52,11 +57,43 @@ class Stage:
         """Yield the stages inside this one, and itself."""
         yield self
 
-    def forward(self, x: Maps, training: bool) -> Maps:
-        """Return the output, which is valid until the next forward."""
+    def forward(self, x: Maps, training: bool, contents: object = None) -> Maps:
+        """Return the output, which is valid until the next forward.
+
+        With `contents`, an object that stays the same as long as nothing in the model is replaced,
+        a forward like the one before is its kernel alone.
+        """
+        given = x.data, training, contents
+        if (kept := self._forward) is not None and all(map(is_, kept[0], given)):
+            kept[1]()
+            return kept[2]
+        self._forward = self._backward = None
         y = self.prepare(x, training)
         self.compute(training)
+        if contents is not None and self.one_kernel:
+            self._forward = given, self._latest, y
         return y
+
+    def backward_again(self, dy: Maps, need_dx: bool, contents: object) -> Maps | None:
+        """Do what `backward` does, by its kernel alone where all is as it was: see `forward`."""
+        given = dy.data, need_dx, contents
+        if (kept := self._backward) is not None and all(map(is_, kept[0], given)):
+            kept[1]()
+            return kept[2]
+        dx = self.backward(dy, need_dx)
+        if contents is not None and self.one_kernel_back:
+            self._backward = given, self._latest, dx
+        return dx
+
+    @property
+    def one_kernel(self) -> bool:
+        """Whether all that the latest `compute` did was one `run`."""
+        return False
+
+    @property
+    def one_kernel_back(self) -> bool:
+        """Whether all that the latest `backward` did was one `run`."""
+        return False
 
     def prepare(self, x: Maps, training: bool) -> Maps:
         """Take the input and return the output with its contents yet to be computed.
@@ -91,10 +128,10 @@ class Stage:
             call = make(x=x, **rest)
         else:
             call = kept[2]
-            if x is kept[0]:
-                return call()
-            call.on(x)
+            if x is not kept[0]:
+                call.on(x)
         self._calls[name] = x, rest, call
+        self._latest = call
         return call()
 
     def first(self, x: Maps, name: str = "first") -> Array:

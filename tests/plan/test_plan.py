@@ -242,6 +242,59 @@ def test_what_is_replaced_between_steps_is_seen(change):
         assert (fast[name] != before[name]).any()
 
 
+def test_any_order_of_calls_gives_what_the_layers_give():
+    """A stage that sees again what it saw before runs its kernel alone: nothing else may differ."""
+    model = Sequential(
+        mc.Conv2d(1, 4, 3, rng=0, dtype="f8"), mc.ReLU(), mc.MaxPool2d(2),
+        mc.Conv2d(4, 6, 3, rng=1, dtype="f8"), mc.ReLU(), mc.MaxPool2d(2),
+        mc.Flatten(), mc.Linear(24, 8, rng=2, dtype="f8"), mc.ReLU(),
+        mc.Linear(8, 4, rng=3, dtype="f8"),
+    )  # fmt: skip
+    trainers = twins(model)
+    x, y = batch((3, 1, 14, 14), 4)
+    rng = np.random.default_rng(0)
+
+    def new_array(trainer, layer):
+        layer.params["weight"] = 1.01 * layer.weight
+
+    def other_numbers(trainer, layer):
+        layer.weight[...] *= 0.99
+
+    def new_gradient(trainer, layer):
+        layer.grads["weight"] = np.full_like(layer.weight, np.nan)
+
+    def slower(trainer, layer):
+        trainer.optimizer.lr *= 0.9
+
+    def other_pool(trainer, layer):
+        at = int(rng.integers(2)) * 3 + 2
+        for each in trainers:
+            each.model.layers[at] = mc.MaxPool2d(2)
+
+    changes = [new_array, other_numbers, new_gradient, slower, other_pool]
+    for k in range(120):
+        what, n, at = rng.integers(4), int(rng.choice([1, 3])), int(rng.choice([0, 3, 7, 9]))
+        state = rng.bit_generator.state
+        results = []
+        for trainer in trainers:
+            rng.bit_generator.state = state
+            if what in (1, 2):
+                x = np.random.default_rng(k).standard_normal(x.shape)
+                results += [trainer.step(x[:n], y[:n]) for _ in range(what)]
+            elif what == 0:
+                results.append(trainer.predict(x[:n]))
+            else:
+                changes[k % len(changes)](trainer, trainer.model[at])
+        if results:
+            half = len(results) // 2
+            np.testing.assert_allclose(
+                results[:half], results[half:], rtol=1e-9, atol=1e-12, err_msg=str(k)
+            )
+    fast, plain = (trainer.model.state_dict() for trainer in trainers)
+    for name, a in plain.items():
+        np.testing.assert_allclose(fast[name], a, rtol=1e-8, atol=1e-11, err_msg=name)
+
+
 def arrays_of(model):
     return [a for layer in model for a in (*layer.params.values(), *layer.grads.values())]
 
