@@ -63,7 +63,7 @@ from minicnn.shapes import Window
 # Few, so that what a tile needs of all filters stays in the L1 cache.
 TILES = (5, 2), (3, 3), (8, 1)
 BITS = 64  # of an integer
-FILTERS = 8  # of a group: an item of work for dw
+FEW, MANY = 8, 16  # filters of a group, an item of work for dw; each reads all of x
 ENTRIES = 48  # of a list for dw at least, where there are so many windows: a tile is loaded and
 PIXELS = 64  # stored once a list. For dx, the windows of a block.
 LISTS = 16  # lists add up to a sum, and these sums to dw: three short sums for a long one
@@ -373,7 +373,7 @@ def _scatter_block(dy, winner, weights, n, images, plan, R, V, padding, at_of, g
 
 @kernel(parallel=True)
 def _backward(
-    x, dy, winner, w, dw, db, dx, N, accumulate, table, R, V, taken,
+    x, dy, winner, w, dw, db, dx, N, accumulate, table, R, V, group, taken,
     weights, padding, padded, at_of, g, ends, sums,
 ):  # fmt: skip
     if dx.size:
@@ -385,7 +385,7 @@ def _backward(
         mine = padding[t], at_of[t], g[t], ends[t]
         # Blocks of images for dx, then groups of filters for dw.
         blocks = (N + plan.pixel_images - 1) // plan.pixel_images if dx.size else 0
-        groups = (plan.filters + FILTERS - 1) // FILTERS
+        groups = (plan.filters + group - 1) // group
         i = take(taken, 0)
         while i < blocks:
             n = i * plan.pixel_images
@@ -394,8 +394,8 @@ def _backward(
             i = take(taken, 0)
         own, sums_, L = padded[t], sums[t], lane_count(dy)
         while i < blocks + groups:
-            f = (i - blocks) * FILTERS
-            filters = min(FILTERS, plan.slots - f)
+            f = (i - blocks) * group
+            filters = min(group, plan.slots - f)
             _gradient_group(
                 x, dy, winner, N, f, filters, plan, R, V, mine[0], own, *mine[1:], sums_
             )
@@ -425,12 +425,13 @@ def backward(
     N, H, W, _ = x.shape
     plan, table, R, V = plan_of(C, H, W, F, win, pool, max(1, N), lanes(x.dtype))
     threads = numba.get_num_threads()
+    group = MANY if F >= MANY * threads else FEW  # each thread gets one
     size = plan.weight_at.size
     images = max(plan.filter_images, plan.pixel_images)
     padding = images * plan.buffer if plan.padded else 0
     windows = plan.pixel_images * plan.pixel_windows
-    entries = max(FILTERS * plan.filter_images * plan.filter_windows + 1, windows * F)
-    lists = max(FILTERS, windows * plan.positions + 1)
+    entries = max(group * plan.filter_images * plan.filter_windows + 1, windows * F)
+    lists = max(group, windows * plan.positions + 1)
 
     return Call(
         _backward,
@@ -447,6 +448,7 @@ def backward(
             table,
             R,
             V,
+            group,
             np.zeros(1, np.int64),
         ),
         x.dtype,
@@ -456,7 +458,7 @@ def backward(
             (threads, entries, np.int32),
             (threads, entries),
             (threads, lists, np.int64),
-            (threads, 2 * FILTERS * size),
+            (threads, 2 * group * size),
         ),
         lambda weights, padding, *own: (weights[0], padding, _read_only(padding), *own),
     )
