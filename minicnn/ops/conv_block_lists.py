@@ -425,7 +425,7 @@ def backward(
     N, H, W, _ = x.shape
     plan, table, R, V = plan_of(C, H, W, F, win, pool, max(1, N), lanes(x.dtype))
     threads = numba.get_num_threads()
-    group = MANY if F >= MANY * threads else FEW  # each thread gets one
+    group = MANY if MANY * threads <= F else FEW  # each thread gets one
     size = plan.weight_at.size
     images = max(plan.filter_images, plan.pixel_images)
     padding = images * plan.buffer if plan.padded else 0

@@ -40,7 +40,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minicnn.ops.vector import _emits, _vector
+from minicnn.ops.vector_emit import emits, vector_of
 
 OUTPUTS = 4  # M of the convolutions: rows and columns of a tile of y
 POINTS = [Fraction(p) for p in (0, 1, -1, 2, -2, "1/2", "-1/2")]
@@ -202,7 +202,7 @@ def _transform(vs: Any, matrix: Matrix, signature: Callable[[Any], Any]) -> Any:
     def body(e: Any, ty: Any, args: Any) -> Any:
         return e.tuple(result, _Product(e, v).both(matrix, e.items(args[0])))
 
-    return _emits(signature(result), body)
+    return emits(signature(result), body)
 
 
 # Sizes tell the forms apart: strided ones have a D and a T of their own.
@@ -220,7 +220,7 @@ def lengths(typingctx, patch, corner):
         zeros = [e.tuple(part, [e.number(0)] * part.count) for part in parts]
         return e.tuple(result, zeros)
 
-    return _emits(result(patch, corner), body)
+    return emits(result(patch, corner), body)
 
 
 @intrinsic
@@ -262,6 +262,6 @@ def load_grid(typingctx, a, at, rows, columns, zeros):
                 vs.append(e.load(v, e.b.select(inside, there, nothing)))
         return e.tuple(result, vs)
 
-    v = _vector(a)
+    v = vector_of(a)
     result = types.UniTuple(v, rows.count * columns.count)
-    return _emits(result(a, types.intp, rows, columns, zeros), body)
+    return emits(result(a, types.intp, rows, columns, zeros), body)
