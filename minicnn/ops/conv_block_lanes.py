@@ -73,7 +73,6 @@ class Plan(NamedTuple):
     row_stride: int
     column_dilation: int
     kernel_rows: int
-    kernel_columns: int
     kernel_reach: int  # rows from a kernel's first to its last
     pool_rows: int
     pool_columns: int
@@ -131,7 +130,6 @@ def _plan(
         row_stride=SH,
         column_dilation=win.dilation[1],
         kernel_rows=KH,
-        kernel_columns=KW,
         kernel_reach=reach,
         pool_rows=pool[0],
         pool_columns=pool[1],
